@@ -55,7 +55,7 @@ class Driver(Protocol):
         """Start it. No effect on a running one. Raises CapacityError, Refused."""
 
     def stop(self, machine_id: str) -> None:
-        """Shut it down cleanly within 10 s, then by force. Disk and settings stay. No effect on a stopped or absent one."""
+        """Shut it down cleanly within 10 s, then by force; the disk stays. No effect on a stopped or absent one."""
 
     def release(self, machine_id: str) -> None:
         """Take away machine, volume, address, interface, folder, sockets. No effect when absent.
