@@ -134,8 +134,15 @@ class Door:
         loop = asyncio.get_running_loop()
         self.listening = host.lower()
         _raise_open_files(self.limits.connections_max + 256)
-        times = {"ssl_handshake_timeout": self.limits.head_s, "ssl_shutdown_timeout": 2.0} if tls else {}
-        server = await loop.create_server(lambda: Connection(self, loop), host, port, ssl=tls, backlog=1024, **times)
+        server = await loop.create_server(
+            lambda: Connection(self, loop),
+            host,
+            port,
+            ssl=tls,
+            backlog=1024,
+            ssl_handshake_timeout=self.limits.head_s if tls else None,
+            ssl_shutdown_timeout=self.limits.linger_s if tls else None,
+        )
         self.address = server.sockets[0].getsockname()[:2]
         ticking = loop.create_task(self._tick(loop))
         try:
