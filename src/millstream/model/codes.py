@@ -1,0 +1,318 @@
+"""Every readable code that Millstream says, in one table: errors, health, reasons of steps, log events.
+
+`explain`, the docs and the command line's errors read it; a test holds the source against it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+# Exit codes of the command line.
+NO, USAGE, UNREACHABLE, DENIED, ABSENT, HOST, TIME, BUG, INTERRUPTED = 1, 2, 3, 4, 5, 6, 7, 70, 130
+
+EXITS: Final = {
+    0: "yes, or done",
+    NO: "the answer is no: the survey differs, doctor found something, the resource is FAILED",
+    USAGE: "the command was not understood: nothing was done",
+    UNREACHABLE: "the service can't be reached",
+    DENIED: "not allowed",
+    ABSENT: "no such thing",
+    HOST: "this host, its store or its engine can't do it",
+    TIME: "time ran out",
+    BUG: "a bug of ours: the error names the file that holds its trace",
+    INTERRUPTED: "interrupted with Ctrl-C",
+}
+
+
+class Code(NamedTuple):
+    what: str  # what is the matter, without a full stop: it stands after "error CODE:"
+    why: str  # the usual cause
+    next: str  # one step that helps
+    exit: int = HOST
+
+
+CODES: Final[dict[str, Code]] = {
+    # -- the command line
+    "usage.wrong": Code(
+        "the command was not understood",
+        "an option, an argument or a command is missing or misspelt",
+        "millstream help, or the command with --help",
+        USAGE,
+    ),
+    "usage.unknown": Code(
+        "there is no such word",
+        "it is not one of those that this place knows",
+        "take the nearest one, if it fits",
+        USAGE,
+    ),
+    "usage.ambiguous": Code(
+        "more than one resource has this name",
+        "the same name may exist in several regions and accounts",
+        "give the ARN instead of the name",
+        USAGE,
+    ),
+    "usage.not-file": Code("the file can't be read", "it is missing, or not readable by you", "check the path", USAGE),
+    "settings.bad-value": Code(
+        "a setting has a value that can't be used",
+        "a flag, a MILLSTREAM_ variable or the configuration file holds it",
+        "millstream explain SETTING shows where it comes from and what it may be",
+        USAGE,
+    ),
+    "settings.unknown": Code(
+        "the configuration file holds a setting that does not exist",
+        "it is misspelt, or of another version",
+        "millstream help settings lists them",
+        USAGE,
+    ),
+    "settings.file": Code(
+        "the configuration file can't be read",
+        "it is missing, or is not TOML",
+        "check the path given with --config",
+        USAGE,
+    ),
+    "service.not-running": Code(
+        "no service runs on this data folder",
+        "it was not started, was stopped, or uses another folder",
+        "millstream serve --data DIR, or name the right folder with --data",
+        UNREACHABLE,
+    ),
+    "service.not-ready": Code(
+        "the service runs but is not ready",
+        "its health check says no: the store, the engine or a base image is missing",
+        "millstream doctor",
+        UNREACHABLE,
+    ),
+    "service.no-answer": Code(
+        "the service does not answer",
+        "its process hangs, or its address is taken by another program",
+        "see its log",
+        UNREACHABLE,
+    ),
+    "service.already-running": Code(
+        "a service already runs on this data folder",
+        "two services on one folder would make and delete the same machines",
+        "stop the other one, or serve with another --data",
+    ),
+    "service.address-in-use": Code(
+        "the address to listen on is taken",
+        "another program, or another Millstream, listens there",
+        "choose another one with --listen or --edge",
+    ),
+    "service.start-failed": Code(
+        "the service did not start", "one of its roles ended before it was ready", "read its log; millstream doctor"
+    ),
+    "service.role-ended": Code(
+        "a role of the service ended by itself",
+        "it was killed, or ran into a bug; it is started again",
+        "read the log lines before it",
+    ),
+    "resource.absent": Code(
+        "there is no such resource",
+        "it was never made, is already gone, or lives in another data folder",
+        "aws appstream describe-image-builders lists what there is",
+        ABSENT,
+    ),
+    "resource.failed": Code(
+        "the resource can't become what was asked for",
+        "its own error says why",
+        "millstream explain NAME shows its timeline",
+        NO,
+    ),
+    "key.absent": Code("there is no such key", "it was never made here", "millstream keys list", ABSENT),
+    "key.exists": Code("this key already exists", "a key id is used once", "millstream keys list", USAGE),
+    "key.bad": Code(
+        "this is no access key",
+        "a key id is 16 to 128 letters, digits or _; a secret 16 to 256 printable characters",
+        "millstream keys create makes one",
+        USAGE,
+    ),
+    "fault.absent": Code("there is no such fault", "it was used up or cleared", "millstream fault list", ABSENT),
+    "image.absent": Code(
+        "there is no such base image", "it was not built on this host", "millstream image list", ABSENT
+    ),
+    "image.in-use": Code(
+        "the base image is in use", "machines were made from it", "delete those image builders first", NO
+    ),
+    "image.unknown": Code(
+        "the image is not there any more",
+        "it was removed after the image builder was asked for",
+        "millstream image list; delete the image builder and create it from another image",
+    ),
+    "image.no-builder": Code(
+        "base images can't be built on this host",
+        "mmdebstrap and Debian's archive keys are needed, and root",
+        "make setup, or: apt-get install mmdebstrap debian-archive-keyring",
+    ),
+    "image.build-failed": Code(
+        "the base image could not be built",
+        "the last lines of its log say why",
+        "mend that and run millstream image build again",
+    ),
+    "image.none": Code("there is no base image to start machines from", "none was built yet", "millstream image build"),
+    "wait.time-out": Code(
+        "time ran out before it came true", "what it waits for is named above", "millstream explain NAME", TIME
+    ),
+    "access.denied": Code(
+        "not allowed",
+        "the data folder, or the key, belongs to somebody else",
+        "run it as the user who runs the service",
+        DENIED,
+    ),
+    "bug.unexpected": Code(
+        "a bug of Millstream's",
+        "something happened that its makers did not think of",
+        "report it with the file named here",
+        BUG,
+    ),
+    # -- the store
+    "store.absent": Code(
+        "there is no data folder here yet",
+        "no service was ever started on it",
+        "millstream serve --data DIR",
+        UNREACHABLE,
+    ),
+    "store.disk-full": Code("the store can't be written", "the disk is full or failing", "free disk space"),
+    "store.busy": Code("the store is busy", "another process held it for more than 10 s", "try again"),
+    "store.failed": Code("the store failed", "the database said why", "see the log; millstream doctor"),
+    "store.newer": Code(
+        "the store was written by a newer Millstream",
+        "an older version can't know what a newer one wrote",
+        "install that version again, or serve with another --data",
+    ),
+    "store.copied": Code(
+        "the data folder is a copy of another, or was moved",
+        "its rows name machines that belong to the folder that it was copied from",
+        "move it back, or serve --adopt to start it as a folder of its own, without those machines",
+    ),
+    "store.damaged": Code(
+        "the store can't be read",
+        "its file was changed by something else, or the disk fails",
+        "restore the data folder from a backup, or serve with another --data",
+    ),
+    # -- the engine
+    "engine.no-answer": Code(
+        "no engine answers, so machines can't be made",
+        "its process is not running, or its socket is another one",
+        "millstream doctor --fix, or try without machines: millstream serve --capacity simulated",
+    ),
+    "engine.missing": Code(
+        "no container engine is installed",
+        "machines are containers, and nothing here can run them",
+        "make setup, or: apt-get install podman runc; without machines: millstream serve --capacity simulated",
+    ),
+    "engine.slow": Code("the engine took too long", "the host is overloaded, or the engine hangs", "millstream doctor"),
+    "engine.error": Code(
+        "the engine answered with an error", "its own words stand beside this code", "millstream doctor"
+    ),
+    "engine.disk-full": Code("the engine's disk is full", "images and root volumes fill it", "free disk space"),
+    "engine.no-runtime": Code(
+        "no OCI runtime works on this host",
+        "runc and crun were tried with a memory limit, and both failed",
+        "apt-get install runc; millstream doctor shows what each of them said",
+    ),
+    "capacity.error": Code(
+        "the capacity driver could not do it now", "its own words stand beside this code", "it is tried again by itself"
+    ),
+    "capacity.refused": Code(
+        "the capacity driver refuses it for good",
+        "its own words stand beside this code",
+        "delete the resource and create it anew",
+    ),
+    "machine.absent": Code(
+        "the machine is not there",
+        "something other than Millstream removed it",
+        "delete the resource and create it anew",
+    ),
+    # -- streams
+    "stream.no-display": Code(
+        "the machine's display does not answer",
+        "it is starting, or its agent died",
+        "wait a moment; millstream explain NAME",
+    ),
+    "stream.simulated": Code(
+        "a simulated machine has no desktop",
+        "the service runs with --capacity simulated",
+        "millstream serve --capacity containers",
+    ),
+    # -- reconciling
+    "reconcile.lease-lost": Code(
+        "another reconciler took the machine over",
+        "a step took longer than its lease",
+        "nothing: the other one goes on",
+    ),
+    "sweep.stranger": Code(
+        "a machine that no row knows was released",
+        "it was left by a call that was cut off; it was seen in two sweeps",
+        "nothing: that is the mending",
+    ),
+    # -- faults on request
+    "fault.before": Code(
+        "a fault on request: the step was not taken",
+        "millstream fault add … before",
+        "millstream fault list, or clear",
+        NO,
+    ),
+    "fault.after": Code(
+        "a fault on request: the step was taken, its answer lost",
+        "millstream fault add … after",
+        "millstream fault list, or clear",
+        NO,
+    ),
+    "fault.refused": Code(
+        "a fault on request: the step was refused for good",
+        "millstream fault add … refused",
+        "millstream fault list, or clear",
+        NO,
+    ),
+    # -- what doctor looks at
+    "host.system": Code(
+        "this system is not one that machines run on", "containers need Linux", "serve --capacity simulated"
+    ),
+    "host.root": Code(
+        "machines with all their limits need root",
+        "an embedded engine without root is slower and limits less",
+        "run it with sudo",
+    ),
+    "host.python": Code("Python is too old", "3.11 or newer is needed", "apt-get install python3"),
+    "host.memory": Code(
+        "the host has little memory", "a small desktop needs 1 GiB", "close other programs, or take a larger host"
+    ),
+    "host.disk": Code(
+        "the disk has little room", "a base image takes about 2 GiB, and each machine its own writes", "free disk space"
+    ),
+    "host.cgroups": Code(
+        "limits on machines can't be set",
+        "no memory and CPU control groups are mounted",
+        "boot with cgroup v2, or mount cgroup v1",
+    ),
+    "host.subordinate-ids": Code(
+        "machines can't get user ids of their own",
+        "no line for containers in /etc/subuid and /etc/subgid, so their root would be the host's",
+        "millstream doctor --fix adds it",
+    ),
+    "host.old-runtime": Code(
+        "the container runtime has known holes",
+        "it is older than the version that closed them (CVE-2025-31133, -52565, -52881)",
+        "apt-get update && apt-get install --only-upgrade runc",
+    ),
+    "host.exposed": Code(
+        "the service listens beyond this host without TLS",
+        "streams and calls would cross the network in clear text",
+        "give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy with TLS",
+    ),
+    "host.too-small": Code(
+        "the host is smaller than some instance types",
+        "their limits are capped at what the host has",
+        "nothing, if that is enough; otherwise a larger host",
+    ),
+    "network.no-guard": Code(
+        "machines can't be kept from the host's own ports",
+        "nft is not installed, or the kernel has no nf_tables",
+        "apt-get install nftables",
+    ),
+}
+
+
+def of(code: str) -> Code:
+    """The entry of `code`; one that is missing is our own bug, but must not hide the error that it came with."""
+    return CODES.get(code, CODES["bug.unexpected"]._replace(what=f"{code}, a code that is not in our table"))
