@@ -205,3 +205,37 @@ ON CONFLICT (role) DO UPDATE SET ok = excluded.ok, code = excluded.code, why = e
 
 -- name: health
 SELECT role, ok, code, why, next, at FROM health WHERE role = :role;
+
+-- name: builder_names
+-- For people: completion, and the nearest name to one that is misspelt.
+SELECT DISTINCT name FROM image_builder ORDER BY name LIMIT :most;
+
+-- name: owner_named
+-- The newest resource of this name that the timeline remembers: for people who ask about what is gone.
+SELECT owner FROM step WHERE owner LIKE '%/' || :name AND substr(owner, -length(:name) - 1) = '/' || :name
+ORDER BY id DESC LIMIT 1;
+
+-- name: usual
+-- How long a step took, newest first, among the last few thousand steps of all: enough to say what is usual.
+SELECT ended - started AS took FROM step
+WHERE id > (SELECT coalesce(max(id), 0) - 5000 FROM step) AND step = :step AND outcome = 'done'
+ORDER BY id DESC LIMIT 20;
+
+-- name: builders_after
+-- All image builders with their machines, in order, a slice at a time.
+SELECT id, arn, name, machine_id FROM image_builder WHERE id > :after ORDER BY id LIMIT :most;
+
+-- name: set_viewing
+INSERT INTO viewing (machine_id, viewers, last_input, at) VALUES (:machine_id, :viewers, :last_input, :at)
+ON CONFLICT (machine_id) DO UPDATE SET viewers = excluded.viewers, at = excluded.at,
+    last_input = coalesce(excluded.last_input, last_input);
+
+-- name: viewing
+SELECT viewers, last_input, at FROM viewing WHERE machine_id = :machine_id;
+
+-- name: forget_viewing
+DELETE FROM viewing WHERE machine_id = :machine_id;
+
+-- name: stream_target
+SELECT b.name, b.account, m.wanted, m.state, m.started_at, m.error
+FROM machine AS m JOIN image_builder AS b ON b.machine_id = m.id WHERE m.id = :machine_id;
