@@ -239,3 +239,11 @@ DELETE FROM viewing WHERE machine_id = :machine_id;
 -- name: stream_target
 SELECT b.name, b.account, m.wanted, m.state, m.started_at, m.error
 FROM machine AS m JOIN image_builder AS b ON b.machine_id = m.id WHERE m.id = :machine_id;
+
+-- name: newest_steps
+SELECT id, owner, machine_id, step, attempt, started, ended, engine_s, outcome, code, reason, engine_id, request_id
+FROM step ORDER BY id DESC LIMIT :most;
+
+-- name: newest_steps_of
+SELECT id, owner, machine_id, step, attempt, started, ended, engine_s, outcome, code, reason, engine_id, request_id
+FROM step WHERE owner = :owner ORDER BY id DESC LIMIT :most;

@@ -53,6 +53,18 @@ def after(tx: Tx, number: int, *, most: int = 1000) -> list[tuple[int, Step]]:
     return [_numbered(row) for row in tx.all("steps_after", after=number, most=most)]
 
 
+def newest(tx: Tx, owner: str | None = None, *, most: int = 100) -> list[tuple[int, Step]]:
+    """The last steps of a resource, or of all, oldest first."""
+    rows = tx.all("newest_steps", most=most) if owner is None else tx.all("newest_steps_of", owner=owner, most=most)
+    return [_numbered(row) for row in reversed(rows)]
+
+
+def usual_s(tx: Tx, step: str) -> float | None:
+    """How long this kind of step usually takes: the middle of the last twenty; None when there were none."""
+    took = sorted(row["took"] for row in tx.all("usual", step=step))
+    return took[len(took) // 2] if took else None
+
+
 def _numbered(row: object) -> tuple[int, Step]:
     values = dict(row)  # type: ignore[call-overload]
     return values.pop("id"), Step(**values)
