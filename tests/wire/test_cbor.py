@@ -28,7 +28,9 @@ scalars = (
     | st.floats(-1e9, 4e9).map(cbor.Moment)
 )
 values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=5), max_leaves=20
+    scalars,
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=5),
+    max_leaves=20,
 )
 
 
@@ -48,7 +50,7 @@ def written(value: Any, pieces: Any) -> bytes:
     if type(value) is int and pieces(st.booleans()):  # longer than it need be
         return bytes([(0x3B if value < 0 else 0x1B)]) + (-1 - value if value < 0 else value).to_bytes(8)
     if value is None:
-        return pieces(st.sampled_from([b"\xf6", b"\xf7"]))
+        return bytes([pieces(st.sampled_from([0xF6, 0xF7]))])
     if type(value) is float and struct.unpack(">f", struct.pack(">f", value if abs(value) < 3e38 else 0.0))[0] == value:
         return b"\xfa" + struct.pack(">f", value)
     return cbor.encode(value)
@@ -101,7 +103,7 @@ def test_any_bytes_give_a_value_or_a_serialization_exception(body: bytes) -> Non
         return
     try:
         theirs = cbor2.loads(body)
-    except (cbor2.CBORDecodeValueError, OverflowError, ValueError):
+    except (cbor2.CBORDecodeError, OverflowError, ValueError):
         assert isinstance(value, cbor.Moment) or b"\xc1" in body  # a moment that datetime cannot hold
         return
     if isinstance(theirs, dict | list):
@@ -157,7 +159,7 @@ def test_what_the_protocol_has_no_word_for_is_refused(body: bytes, why: str) -> 
 @pytest.mark.parametrize("opening", [b"\x81", b"\x9f", b"\xa1\x61a", b"\xbf\x61a", b"\xc1"])
 def test_depth_is_bounded(opening: bytes) -> None:
     for depth in (65, 1000, 400_000):
-        with pytest.raises(SerializationException, match="64 deep|not a number"):
+        with pytest.raises(SerializationException, match=r"64 deep|not a number"):
             cbor.decode(opening * depth + b"\x01")
     if opening == b"\x81":
         assert cbor.decode(opening * 64 + b"\x01")
@@ -177,14 +179,29 @@ def test_declared_lengths_buy_neither_memory_nor_time() -> None:
 
 def test_a_megabyte_of_anything_takes_no_more_than_a_second() -> None:
     size = 1 << 20
-    for body in (b"\x9f" + b"\x01" * size + b"\xff", b"\x7f" + b"\x60" * size + b"\xff", b"\x5f" + b"\x41a" * (size // 2) + b"\xff"):
+    for body in (
+        b"\x9f" + b"\x01" * size + b"\xff",
+        b"\x7f" + b"\x60" * size + b"\xff",
+        b"\x5f" + b"\x41a" * (size // 2) + b"\xff",
+    ):
         started = time.process_time()
         cbor.decode(body)
         assert time.process_time() - started < 1.5
 
 
 def test_writing_refuses_what_the_protocol_has_no_word_for() -> None:
-    for value in (None, [None], {"a": None}, {1: 2}, math.nan, math.inf, 2**64, -(2**64) - 1, {1, 2}, datetime.now(UTC)):
+    for value in (
+        None,
+        [None],
+        {"a": None},
+        {1: 2},
+        math.nan,
+        math.inf,
+        2**64,
+        -(2**64) - 1,
+        {1, 2},
+        datetime.now(UTC),
+    ):
         with pytest.raises(TypeError):
             cbor.encode(value)
     with pytest.raises(UnicodeEncodeError):

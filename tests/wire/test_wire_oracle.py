@@ -61,7 +61,7 @@ SAMPLES: dict[str, list[str]] = {
     r"[\p{L}\p{M}\p{S}\p{N}\p{P}]+": ["ada@example.com", "ä€½"],
     r"^wsi-[0-9a-z]{8,63}$": ["wsi-12345678"],
 }  # fmt: skip
-FREE = ["x", "two words", 'quo"te \\ / \x7f\t\r\n', "ünï – 文字 😀", "\x00", "0", "a:b", "null"]
+FREE = ["x", "two words", 'quo"te \\ / \x7f\t\r\n', "ünï — 文字 😀", "\x00", "0", "a:b", "null"]
 
 
 @cache
@@ -115,7 +115,10 @@ def received(wire: Wire, name: str, status: int, headers: list[tuple[str, str]],
 
 
 FEW = settings(
-    max_examples=30, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=30,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
 
@@ -207,7 +210,8 @@ def test_error_statuses_are_the_models() -> None:
 
 def test_a_cbor_answer_holds_the_models_number_types_and_no_nil() -> None:
     body = wire_cbor.encode(
-        aws.DescribeImageBuilders, {"ImageBuilders": [{"Name": "a", "CreatedTime": 1700000000, "EnableDefaultInternetAccess": False}]}
+        aws.DescribeImageBuilders,
+        {"ImageBuilders": [{"Name": "a", "CreatedTime": 1700000000, "EnableDefaultInternetAccess": False}]},
     )
     moment = cbor.decode(body)["ImageBuilders"][0]["CreatedTime"]
     assert type(moment) is cbor.Moment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import Any
@@ -45,7 +46,10 @@ def body(wire: Wire, document: Any) -> bytes:
         ({"Name": {"a": "b"}}, "Start of structure or map found where not expected"),
         ({"EnableDefaultInternetAccess": "true"}, "STRING_VALUE can not be converted to a Boolean"),
         ({"EnableDefaultInternetAccess": 0}, "NUMBER_VALUE can not be converted to a Boolean"),
-        ({"RootVolumeConfig": {"VolumeSizeInGb": "9"}}, r"STRING_VALUE can not be .* \(at 'RootVolumeConfig.VolumeSizeInGb'\)"),
+        (
+            {"RootVolumeConfig": {"VolumeSizeInGb": "9"}},
+            r"STRING_VALUE can not be .* \(at 'RootVolumeConfig.VolumeSizeInGb'\)",
+        ),
         ({"RootVolumeConfig": {"VolumeSizeInGb": 1.5}}, "DECIMAL_VALUE can not be converted to an Integer"),
         ({"RootVolumeConfig": {"VolumeSizeInGb": 2**31}}, "NUMBER_VALUE can not be converted to an Integer"),
         ({"RootVolumeConfig": {"VolumeSizeInGb": True}}, "TRUE_VALUE can not be converted to an Integer"),
@@ -70,7 +74,7 @@ def test_a_member_of_another_kind(wire: Wire, document: Any, words: str) -> None
 
 @pytest.mark.parametrize("wire", WIRES, ids=lambda wire: wire.NAME)
 def test_null_is_absent_unknown_is_told_and_whole_floats_are_whole(wire: Wire) -> None:
-    document = {
+    document: dict[str, Any] = {
         "Name": "a",
         "Description": None,
         "Colour": {"Name": [1, None, {}]},
@@ -142,7 +146,10 @@ def test_json_that_only_looks_doubled_is_taken() -> None:
 @given(
     st.binary(max_size=80)
     | st.lists(
-        st.sampled_from([b'"Name"', b":", b",", b"{", b"}", b"[", b"]", b'"Tags"', b"1", b"null", b'"\\', b'"', b"\\ud8"]), max_size=30
+        st.sampled_from(
+            [b'"Name"', b":", b",", b"{", b"}", b"[", b"]", b'"Tags"', b"1", b"null", b'"\\', b'"', b"\\ud8"]
+        ),
+        max_size=30,
     ).map(b"".join)
 )
 def test_any_bytes_give_a_request_or_a_serialization_exception(text: bytes) -> None:
@@ -150,10 +157,9 @@ def test_any_bytes_give_a_request_or_a_serialization_exception(text: bytes) -> N
         for operation in (aws.CreateImageBuilder, aws.DescribeImageBuilders):
             try:
                 request, _ = wire.decode(operation, text)
-            except SerializationException as error:
-                assert len(error.message) < 1000
-            else:
-                assert type(request) is dict
+            except SerializationException:
+                continue
+            assert type(request) is dict
 
 
 def test_a_megabyte_is_read_within_a_second() -> None:
@@ -168,10 +174,8 @@ def test_a_megabyte_is_read_within_a_second() -> None:
         b'{"a":"' * (size // 6),
     ):
         started = time.process_time()
-        try:
+        with contextlib.suppress(SerializationException):
             wire_json.decode(aws.CreateImageBuilder, text)
-        except SerializationException:
-            pass
         assert time.process_time() - started < 1.5
 
 
@@ -180,7 +184,10 @@ def test_cbor_moments_need_their_tag() -> None:
 
     moment = cbor.encode({"CreatedTime": cbor.Moment(1.5)})
     assert read_cbor("ImageBuilder", moment) == ({"CreatedTime": 1.5}, [])
-    assert read_cbor("ImageBuilder", b"\xa1\x6bCreatedTime\xc1\x1a\x65\x53\xf1\x00") == ({"CreatedTime": 1700000000.0}, [])
+    assert read_cbor("ImageBuilder", b"\xa1\x6bCreatedTime\xc1\x1a\x65\x53\xf1\x00") == (
+        {"CreatedTime": 1700000000.0},
+        [],
+    )
     for value in (1.5, 1700000000, "now", cbor.Moment(1e30)):
         with pytest.raises(SerializationException, match="a Timestamp"):
             read_cbor("ImageBuilder", cbor.encode({"CreatedTime": value}))

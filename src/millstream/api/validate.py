@@ -17,6 +17,7 @@ from millstream.model.shape import Flag, Instant, ListOf, MapOf, Structure, Text
 from millstream.model.shapes import SHAPES
 
 SHOWN_MAX: Final = 2048  # characters of one value in an error's text
+PATTERN_SIZE_MAX: Final = 4096  # characters; the model leaves a few patterned texts unbounded, none is ever so long
 ERRORS_MAX: Final = 25  # errors told of at once; all are counted
 REDACTED: Final = "***Sensitive Data Redacted***"
 
@@ -151,7 +152,7 @@ def _broken(shape: Any, value: Any) -> list[str] | tuple[()]:
             if len(value) < shape.size_min:
                 said = [_SHORT.format(shape.size_min)]
             if isinstance(shape, Text):
-                if shape.pattern and not _fullmatch(shape.pattern)(value):
+                if shape.pattern and (len(value) > PATTERN_SIZE_MAX or not _fullmatch(shape.pattern)(value)):
                     said = [*said, _PATTERN.format(shape.pattern)]
                 if shape.values and value not in shape.values:
                     said = [*said, _ENUM.format(", ".join(shape.values))]
