@@ -145,6 +145,7 @@ class Executor:
         if not tx.run("forget_machine", id=machine.id, by=self.by):
             raise CapacityError(f"the lease of {machine.id} was lost", code="reconcile.lease-lost")
         tx.run("drop_tags", arn=machine.owner)
+        tx.run("forget_viewing", machine_id=machine.id)
         steps.add(tx, steps.Step(machine.owner, machine.id, "gone", row.stepped_at, now, engine_id=row.facts.engine_id))
 
     def _after(self, row: MachineRow, outcome: Outcome, now: float) -> tuple[MachineRow, float | None]:

@@ -115,3 +115,11 @@ CREATE TABLE health (
     next TEXT NOT NULL,
     at REAL NOT NULL
 ) WITHOUT ROWID;
+
+-- Who looks at a machine's desktop, as the edge last said.
+CREATE TABLE viewing (
+    machine_id TEXT PRIMARY KEY,
+    viewers INTEGER NOT NULL,
+    last_input REAL,
+    at REAL NOT NULL
+) WITHOUT ROWID;

@@ -1,0 +1,277 @@
+"""One call, from bytes to bytes: route, signature, decode, validate, handler in one transaction, answer.
+
+Reads answer at once on the loop. Writes are handed to the store's writer, where calls that arrive together share
+one commit; their answers go out when it is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from millstream.api import signature, wire_query
+from millstream.api.http import Request, Response
+from millstream.api.route import route, unbuilt
+from millstream.api.validate import validate
+from millstream.model.errors import (
+    InternalFailure,
+    ServiceError,
+    ServiceUnavailableException,
+    UnknownRouteException,
+)
+from millstream.model.identity import Key, Secret
+from millstream.resources.call import Call, Page, Service
+from millstream.store.store import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from millstream.api.wire import Wire
+    from millstream.model.identity import Identity
+    from millstream.model.operation import Operation
+    from millstream.model.records import Health
+    from millstream.store.store import Store, Tx
+
+log = logging.getLogger("millstream.api")
+
+# A revoked key is refused within this time, in every process.
+KEY_CACHE_S: Final = 0.5
+KEY_CACHE_MAX: Final = 1000
+_BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+
+class Keys:
+    """Access keys by id, remembered for half a second."""
+
+    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._clock = clock
+        self._held: dict[str, Key | None] = {}
+        self._until = 0.0
+
+    def find(self, key_id: str) -> Key | None:
+        now = time.monotonic()
+        if now >= self._until:
+            self._held.clear()
+            self._until = now + KEY_CACHE_S
+        if key_id in self._held:
+            return self._held[key_id]
+        row = self._store.read().one("key", key_id=key_id)
+        key = None
+        if row is not None and row["revoked"] is None:
+            token = row["session_token"]
+            key = Key(
+                row["key_id"],
+                Secret(row["secret"]),
+                row["account"],
+                row["principal"],
+                Secret(token) if token else None,
+                row["expires"],
+            )
+        if len(self._held) < KEY_CACHE_MAX:
+            self._held[key_id] = key
+        return key
+
+
+class App:
+    """The programs' application, as the HTTP server calls it."""
+
+    def __init__(
+        self,
+        store: Store,
+        service: Service,
+        *,
+        knock: Callable[[], bool],
+        health: Callable[[], Health],
+        clock: Callable[[], float] = time.time,
+        skew_s: float = signature.SKEW_S,
+    ) -> None:
+        self.store = store
+        self.service = service
+        self.clock = clock
+        self.skew_s = skew_s
+        self.keys = Keys(store, clock)
+        self.knock = knock
+        self.health = health
+        self.door: Any = None  # the server's counters, for the metrics page
+        self.calls: dict[tuple[str, str, str], int] = {}  # wire, operation, outcome
+        self.seconds: dict[str, list[float]] = {}  # operation: buckets, sum, count
+        self.unknown_members = 0
+
+    def __call__(self, request: Request) -> Response | Awaitable[Response]:
+        path = request.target.partition(b"?")[0]
+        if request.method == b"GET" and path in {b"/healthz", b"/metrics"}:
+            return self._operator(path, request)
+        request_id = _request_id()
+        if wire_query.speaks_query(request):
+            return self._sts(request, request_id)
+        wire, operation = route(request.method, path, request.fields)
+        if isinstance(operation, UnknownRouteException):
+            return self._refuse(wire, "-", operation, request_id)
+        try:
+            identity = signature.verify(request, self.keys.find, self.clock(), service="appstream", skew_s=self.skew_s)
+        except ServiceError as error:
+            return self._refuse(wire, "-", error, request_id)
+        if isinstance(operation, ServiceError):
+            return self._refuse(wire, "-", operation, request_id)
+        try:
+            return self._call(wire, operation, identity, request.body, request_id)
+        except ServiceError as error:
+            return self._refuse(wire, operation.name, error, request_id)
+
+    def _call(
+        self, wire: Wire, operation: Operation[Any, Any], identity: Identity, body: bytes, request_id: str
+    ) -> Response | Awaitable[Response]:
+        began = time.perf_counter()
+        document, unknown = wire.decode(operation, body)
+        if unknown:
+            # As the real service does: what it does not know it does not look at. It is counted and logged.
+            self.unknown_members += len(unknown)
+            log.info("unknown members", extra={"operation": operation.name, "members": unknown[:20]})
+        validate(operation, document)
+        handler = operation.handler
+        if handler is None:
+            raise unbuilt(operation)
+
+        def work(tx: Tx) -> bytes:
+            call = Call(tx, identity, self.clock(), request_id, self.service, wire.NAME)
+            result = handler(call, document)
+            if isinstance(result, Page):
+                return wire.join(operation, result.member, result.documents, result.next_token)
+            return wire.encode(operation, result)
+
+        if operation.reads:
+            answer = wire.answer(work(self.store.read()), request_id)
+            self._count(wire, operation.name, "ok", began)
+            return answer
+        return self._write(wire, operation, identity, work, request_id, began)
+
+    async def _write(
+        self,
+        wire: Wire,
+        operation: Operation[Any, Any],
+        identity: Identity,
+        work: Callable[[Tx], bytes],
+        request_id: str,
+        began: float,
+    ) -> Response:
+        """The answer when the commit is durable; then whoever reconciles is woken."""
+        try:
+            body = await asyncio.wrap_future(self.store.write(work))
+        except ServiceError as error:
+            return self._refuse(wire, operation.name, error, request_id, identity)
+        except StoreError as error:
+            log.warning("store", extra={"request_id": request_id, "code": error.code, "why": str(error)})
+            busy = ServiceUnavailableException(f"{error} ({error.code}). Nothing was changed; try again.")
+            return self._refuse(wire, operation.name, busy, request_id, identity)
+        except Exception:
+            log.exception("call", extra={"request_id": request_id, "operation": operation.name})
+            told = InternalFailure(f"An internal error. The log has the details under request id {request_id}.")
+            return self._refuse(wire, operation.name, told, request_id, identity)
+        self.knock()
+        self._count(wire, operation.name, "ok", began)
+        log.info(
+            "call",
+            extra={
+                "request_id": request_id,
+                "operation": operation.name,
+                "account": identity.account,
+                "key_id": identity.key_id,
+                "ms": round((time.perf_counter() - began) * 1000, 1),
+            },
+        )
+        return wire.answer(body, request_id)
+
+    def _refuse(
+        self, wire: Wire, operation: str, error: ServiceError, request_id: str, identity: Identity | None = None
+    ) -> Response:
+        self._count(wire, operation, error.code, None)
+        log.info(
+            "refused",
+            extra={
+                "request_id": request_id,
+                "operation": operation,
+                "code": error.code,
+                "key_id": identity.key_id if identity else "",
+            },
+        )
+        return wire.error(error, request_id)
+
+    def _sts(self, request: Request, request_id: str) -> Response:
+        try:
+            identity = signature.verify(
+                request, self.keys.find, self.clock(), service=wire_query.SERVICE, skew_s=self.skew_s
+            )
+            return wire_query.answer(request, identity, request_id)
+        except ServiceError as error:
+            return wire_query.refuse(error, request_id)
+
+    # -- what operators read -----------------------------------------------------------------------------------------
+
+    def _count(self, wire: Wire, operation: str, outcome: str, began: float | None) -> None:
+        key = (wire.NAME, operation, outcome)
+        self.calls[key] = self.calls.get(key, 0) + 1
+        if began is None:
+            return
+        took_s = time.perf_counter() - began
+        row = self.seconds.get(operation)
+        if row is None:
+            row = self.seconds[operation] = [0.0] * (len(_BUCKETS_S) + 2)
+        for at, bound in enumerate(_BUCKETS_S):
+            if took_s <= bound:
+                row[at] += 1
+                break
+        row[-2] += took_s
+        row[-1] += 1
+
+    def _operator(self, path: bytes, request: Request) -> Response:
+        if path == b"/healthz":
+            health = self.health()
+            body = "ok\n" if health.ok else f"{health.code}: {health.why}\nnext: {health.next}\n"
+            return Response(200 if health.ok else 503, [("content-type", "text/plain; charset=utf-8")], body.encode())
+        if not (request.peer.startswith("127.") or request.peer == "::1"):
+            return Response(403, [("content-type", "text/plain")], b"metrics are for this host only\n")
+        return Response(200, [("content-type", "text/plain; version=0.0.4")], self.metrics().encode())
+
+    def metrics(self) -> str:
+        """Prometheus text."""
+        lines = ["# TYPE millstream_api_calls_total counter"]
+        for (wire, operation, outcome), count in sorted(self.calls.items()):
+            lines.append(
+                f'millstream_api_calls_total{{wire="{wire}",operation="{operation}",outcome="{outcome}"}} {count}'
+            )
+        lines.append("# TYPE millstream_api_call_seconds histogram")
+        for operation, row in sorted(self.seconds.items()):
+            label, total = f'operation="{operation}"', 0.0
+            for bound, in_bucket in zip(_BUCKETS_S, row, strict=False):
+                total += in_bucket
+                lines.append(f'millstream_api_call_seconds_bucket{{{label},le="{bound}"}} {total:.0f}')
+            lines.append(f'millstream_api_call_seconds_bucket{{{label},le="+Inf"}} {row[-1]:.0f}')
+            lines.append(f"millstream_api_call_seconds_sum{{{label}}} {row[-2]:.6f}")
+            lines.append(f"millstream_api_call_seconds_count{{{label}}} {row[-1]:.0f}")
+        lines += ["# TYPE millstream_machines gauge"]
+        lines += [f'millstream_machines{{state="{state}"}} {count}' for state, count in self.store.read().all("states")]
+        lines += [
+            "# TYPE millstream_store_commits_total counter",
+            f"millstream_store_commits_total {self.store.commits}",
+            "# TYPE millstream_api_unknown_members_total counter",
+            f"millstream_api_unknown_members_total {self.unknown_members}",
+            "# TYPE millstream_up gauge",
+            f"millstream_up {int(self.health().ok)}",
+        ]
+        if self.door is not None:
+            lines += ["# TYPE millstream_http_refused_total counter"]
+            lines += [
+                f'millstream_http_refused_total{{status="{status}"}} {count}'
+                for status, count in sorted(self.door.counters.refused.items())
+            ]
+        return "\n".join(lines) + "\n"
+
+
+def _request_id() -> str:
+    """A random UUID, as text. Faster than the uuid module, whose objects nobody needs here."""
+    text = os.urandom(16).hex()
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-a{text[17:20]}-{text[20:]}"
