@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from millstream.model import shapes as aws
-from millstream.model.errors import ServiceError
+from millstream.model.errors import ServiceError, ValidationException
 from millstream.model.operation import Operation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,6 +110,9 @@ def test_the_tables_hold_the_whole_model() -> None:
     assert aws.DeleteImageBuilder.errors == {
         *("ResourceNotFoundException", "OperationNotPermittedException", "ConcurrentModificationException")
     }
+    assert aws.DeleteImageBuilder.binds(aws.ResourceNotFoundException("none"))
+    assert aws.DeleteImageBuilder.binds(ValidationException("bad"))
+    assert not aws.DeleteImageBuilder.binds(aws.LimitExceededException("full"))
     assert aws.ResourceNotFoundException.status == 404
     assert issubclass(aws.ResourceNotFoundException, ServiceError)
 

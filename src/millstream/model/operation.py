@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from millstream.model.errors import ServiceError
+
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 Call = TypeVar("Call")
@@ -34,6 +36,10 @@ class Operation(Generic[Request, Result]):
             raise RuntimeError(f"{self.name} has two handlers: {self.handler} and {handler}")
         self.handler = handler
         return handler
+
+    def binds(self, error: ServiceError) -> bool:
+        """Whether this operation may answer `error`: clients know an operation's own errors and the common ones."""
+        return not error.modelled or error.code in self.errors
 
     def __repr__(self) -> str:
         return f"<Operation {self.name}{'' if self.handler else ', not built'}>"
