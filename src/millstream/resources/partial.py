@@ -20,7 +20,7 @@ PARTIAL: Final[dict[str, dict[str, str]]] = {
         "SoftwaresToUninstall": "checked; there is nothing to uninstall",
         "DisableIMDSV1": _KEPT + "there is no instance metadata in the machine, of either version",
         "AgentAccessConfig": _KEPT + "agents have no access of their own",
-        "InstanceType": "processors and memory are real limits, no greater than the host; the root volume and GPUs are not",
+        "InstanceType": "processors and memory are real limits, no greater than the host's; no GPU",
     },
     "StartImageBuilder": {
         "AppstreamAgentVersion": "LATEST and the one version that this server has; others are refused",
