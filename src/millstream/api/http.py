@@ -29,8 +29,8 @@ class Request(msgspec.Struct, frozen=True):
     def of(
         cls, method: bytes, target: bytes, headers: tuple[tuple[bytes, bytes], ...], body: bytes = b"", peer: str = ""
     ) -> Request:
-        """Make one from its parts, with names in any case."""
-        lowered = tuple((name.lower(), value) for name, value in headers)
+        """Make one from its parts, with names in any case and blanks around values."""
+        lowered = tuple((name.lower(), value.strip(b" \t")) for name, value in headers)
         return cls(method, target, lowered, body, peer, dict(lowered))
 
 
