@@ -1,0 +1,183 @@
+"""What a signed call costs: the server's processor time, beside the same HTTP server answering fixed bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bench import processes, signing
+from bench.load import Clients, Load, one_answer
+from bench.rows import fill
+from bench.table import Figure, median
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bench.run import Options
+    from millstream.model.identity import Key
+
+WIRES: Final = ("json", "cbor")
+KINDS: Final = ("one", "page")
+WANTED: Final = {"one": 0.25, "page": 0.30}
+PAGE: Final = 25
+
+
+@dataclass(slots=True)
+class Runs:
+    """Rounds of one kind of call: microseconds a request, ours and the floor's, and what the callers saw."""
+
+    ours_us: list[float] = field(default_factory=list)
+    floor_us: list[float] = field(default_factory=list)
+    latencies_s: list[float] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        return median(floor / ours for floor, ours in zip(self.floor_us, self.ours_us, strict=True))
+
+
+@dataclass(slots=True)
+class Bench:
+    """Servers that run, and requests for them by kind and wire."""
+
+    key: Key
+    ours: tuple[int, int]  # pid, port
+    floor_pid: int
+    floor_ports: dict[tuple[str, str], int]
+    names: list[str]
+
+    def requests(self, kind: str, wire: str) -> list[bytes]:
+        members = (
+            [{"Names": [name]} for name in self.names[:200]] if kind == "one" else [{"MaxResults": PAGE}]
+        )
+        return [signing.request(self.key, self.ours[1], wire, "DescribeImageBuilders", each) for each in members]
+
+
+@contextlib.contextmanager
+def api_role(folder: Path, builders: int) -> Iterator[tuple[Key, int, int, list[str]]]:
+    """`millstream api` on a data folder with so many image builders: key, pid, port, names."""
+    key, names = fill(folder, builders)
+    port = processes.free_port()
+    command = [processes.MILLSTREAM, "api", "--data", str(folder), "--listen", f"127.0.0.1:{port}"]
+    with processes.running(command, folder / "api.log", MILLSTREAM_CAPACITY="simulated") as process:
+        processes.await_port(port, process)
+        yield key, process.pid, port, names
+
+
+@contextlib.contextmanager
+def servers(builders: int) -> Iterator[Bench]:
+    """Ours and the floor, both up: the floor answers the very bytes that ours did."""
+    with tempfile.TemporaryDirectory(prefix="millstream-bench-") as text, contextlib.ExitStack() as stack:
+        folder = Path(text)
+        key, pid, port, names = stack.enter_context(api_role(folder / "data", builders))
+        bench = Bench(key, (pid, port), 0, {}, names)
+        arguments: list[str] = []
+        for kind in KINDS:
+            for wire in WIRES:
+                answer = one_answer(port, bench.requests(kind, wire)[0])
+                if b" 200 " not in answer[:16]:
+                    raise RuntimeError(f"not an answer to measure: {answer[:600]!r}")
+                file = folder / f"{kind}-{wire}"
+                file.write_bytes(f"application/{wire}\n".encode() + answer.partition(b"\r\n\r\n")[2])
+                bench.floor_ports[kind, wire] = floor_port = processes.free_port()
+                arguments += [str(floor_port), str(file)]
+        floor = stack.enter_context(
+            processes.running([sys.executable, "-m", "bench.floor", *arguments], folder / "floor.log")
+        )
+        for floor_port in bench.floor_ports.values():
+            processes.await_port(floor_port, floor)
+        bench.floor_pid = floor.pid
+        yield bench
+
+
+def measured(pid: int, port: int, requests: list[bytes], total: int, connections: int) -> tuple[float, Load]:
+    """Microseconds of the server's processor time a request."""
+    clients = Clients(port, connections)
+    try:
+        clients.run(requests, max(connections, total // 10))  # caches warm, connections known
+        before = processes.cpu_s(pid)
+        load = clients.run(requests, total)
+        return (processes.cpu_s(pid) - before) / total * 1e6, load
+    finally:
+        clients.close()
+
+
+def alternate(bench: Bench, kind: str, wire: str, connections: int, rounds: int, total: int) -> Runs:
+    runs = Runs()
+    requests = bench.requests(kind, wire)
+    for at in range(rounds):
+        for ours in (True, False) if at % 2 else (False, True):
+            if ours:
+                cost, load = measured(*bench.ours, requests, total, connections)
+                runs.ours_us.append(cost)
+                runs.latencies_s += load.latencies_s
+            else:
+                cost, _ = measured(bench.floor_pid, bench.floor_ports[kind, wire], requests, total, connections)
+                runs.floor_us.append(cost)
+    return runs
+
+
+def describe(options: Options) -> Iterator[Figure]:
+    """Signed DescribeImageBuilders by name and by page, both wires, at 1, 16 and 64 connections."""
+    rounds, total = (3, 600) if options.quick else (7, 2000)
+    with servers(100) as bench:
+        costs: dict[tuple[str, str], list[float]] = {}
+        for kind in KINDS:
+            for wire in WIRES:
+                for connections in (1, 16, 64):
+                    runs = alternate(bench, kind, wire, connections, rounds, total)
+                    costs.setdefault((kind, wire), []).append(median(runs.ours_us))
+                    load = Load(0, runs.latencies_s)
+                    yield Figure(
+                        f"Describe {kind}, {wire}, {connections} connections",
+                        f"{median(runs.ours_us):.0f} µs",
+                        f"{median(runs.floor_us):.0f} µs",
+                        runs.ratio,
+                        WANTED[kind],
+                        ">=",
+                        f"p50 {load.percentile_ms(0.5):.2f} ms, p99 {load.percentile_ms(0.99):.2f} ms",
+                    )
+        for kind in KINDS:
+            as_json, as_cbor = (median(costs[kind, wire]) for wire in WIRES)
+            yield Figure(
+                f"Describe {kind}, cbor beside json", f"{as_cbor:.0f} µs", f"{as_json:.0f} µs", as_cbor / as_json, 1.3
+            )
+
+
+def stored(options: Options) -> Iterator[Figure]:
+    """The same with 10, 10,000 and 1,000,000 image builders stored."""
+    sizes = (10, 1000, 100_000) if options.quick else (10, 10_000, 1_000_000)
+    rounds, total = (3, 600) if options.quick else (7, 2000)
+    with contextlib.ExitStack() as stack:
+        benches = []
+        for size in sizes:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="millstream-bench-")))
+            key, pid, port, names = stack.enter_context(api_role(folder, size))
+            benches.append(Bench(key, (pid, port), 0, {}, names))
+        for kind in KINDS:
+            costs: dict[int, list[float]] = {size: [] for size in sizes}
+            # Pages from anywhere, not only the first: a page token costs the same with few rows, so it is in both.
+            requests = [bench.requests(kind, "json") for bench in benches]
+            for _ in range(rounds):
+                for size, bench, each in zip(sizes, benches, requests, strict=True):
+                    cost, _ = measured(*bench.ours, each, total, 16)
+                    costs[size].append(cost)
+            first = costs[sizes[0]]
+            for size in sizes[1:]:
+                yield Figure(
+                    f"Describe {kind} with {size:,} stored, beside {sizes[0]}",
+                    f"{median(costs[size]):.0f} µs",
+                    f"{median(first):.0f} µs",
+                    median(many / few for many, few in zip(costs[size], first, strict=True)),
+                    1.1,
+                )
+
+
+def shuffled(names: list[str]) -> list[str]:
+    chosen = list(names)
+    random.Random(1).shuffle(chosen)
+    return chosen
