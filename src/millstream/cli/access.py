@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shlex
 import sys
 import time
@@ -16,13 +15,13 @@ import click
 from millstream.cli.here import Group, Here, Trouble, command, moment, nearest, rfc3339, table, talk
 
 if TYPE_CHECKING:
+    from millstream.model.identity import Key
     from millstream.store.store import Row, Tx
 
 KEY_ID: Final = re.compile(r"[A-Za-z0-9_]{16,128}")
 SECRET: Final = re.compile(r"[\x21-\x7e]{16,256}")
 NAME: Final = re.compile(r"[A-Za-z0-9+=,.@_-]{1,64}")  # IAM's rule for user names
 ACCOUNT: Final = re.compile(r"[0-9]{12}")
-_BASE32: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 # A session token of somebody's real account would be sent along with our key, and be refused.
 _UNWANTED: Final = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
 
@@ -34,11 +33,7 @@ def waiters_folder() -> str:
 
 @command(
     name="env",
-    params=[
-        click.Option(
-            ["--github"], is_flag=True, help="Lines for $GITHUB_ENV: NAME=value, without export."
-        )
-    ],
+    params=[click.Option(["--github"], is_flag=True, help="Lines for $GITHUB_ENV: NAME=value, without export.")],
     examples=[
         'eval "$(millstream env)"                    this shell now talks to this service',
         "millstream env --github >> $GITHUB_ENV      the same for the next steps of a CI job",
@@ -54,8 +49,8 @@ def env_command(here: Here, *, github: bool) -> None:
 
     service = here.service()
     settings = here.settings()
-    key = wiring.root_key(here.store())
-    url = service.get("api") or f"http://{settings.listen}"
+    key = wiring.root_key(here.store(), settings.account)
+    url = service.get("api") or settings.api_url
     if not service:
         talk("note: no service runs on this data folder now; start it with millstream serve")
     ours = waiters_folder()
@@ -93,36 +88,29 @@ def _shown(row: Row) -> dict[str, Any]:
     }
 
 
-def _add(here: Here, key_id: str, secret: str, name: str, account: str | None, days: float | None) -> Row:
+def _checked(here: Here, name: str, account: str | None, days: float | None) -> dict[str, Any]:
+    """What `new_key` is given, or Trouble."""
     account = account or here.settings().account
     if not ACCOUNT.fullmatch(account):
         raise Trouble("key.bad", what=f"{account!r} is no account", why="an account is 12 digits")
     if not NAME.fullmatch(name):
-        raise Trouble("key.bad", what=f"{name!r} is no name for a key", why="a name is 1 to 64 of A-Z a-z 0-9 + = , . @ _ -")
-    now = time.time()
-
-    def work(tx: Tx) -> Row:
-        if tx.one("key", key_id=key_id) is not None:
-            raise Trouble("key.exists", what=f"the key {key_id} already exists")
-        tx.run(
-            "add_key",
-            key_id=key_id,
-            secret=secret,
-            account=account,
-            name=name,
-            principal=f"arn:aws:iam::{account}:user/{name}",
-            session_token=None,
-            created=now,
-            expires=now + days * 86400 if days is not None else None,
+        raise Trouble(
+            "key.bad", what=f"{name!r} is no name for a key", why="a name is 1 to 64 of A-Z a-z 0-9 + = , . @ _ -"
         )
-        row: Row = tx.one("key", key_id=key_id)
-        return row
-
-    return here.store().write(work).result()
+    return {
+        "account": account,
+        "name": name,
+        "principal": f"arn:aws:iam::{account}:user/{name}",
+        "expires_at": time.time() + days * 86400 if days is not None else None,
+    }
 
 
 _ACCOUNT = click.Option(["--account"], metavar="DIGITS", help="The account it belongs to. Default: the configured one.")
-_DAYS = click.Option(["--days"], type=click.FloatRange(min=0, min_open=True), help="Ends by itself after so many days.")
+_DAYS = click.Option(
+    ["--days"],
+    type=click.FloatRange(min=0, min_open=True),
+    help="A temporary key, with a session token, that ends by itself after so many days.",
+)
 
 
 @command(
@@ -133,15 +121,23 @@ _DAYS = click.Option(["--days"], type=click.FloatRange(min=0, min_open=True), he
 )
 def keys_create(here: Here, *, name: str, account: str | None, days: float | None) -> None:
     """Make an access key. Its secret is shown once, now."""
-    key_id = "AKIA" + "".join(secrets.choice(_BASE32) for _ in range(16))
-    secret = secrets.token_urlsafe(30)
-    row = _add(here, key_id, secret, name, account, days)
+    from millstream import wiring
+
+    given = _checked(here, name, account, days)
+    key, row = here.store().write(lambda tx: _with_row(tx, wiring.new_key(tx, **given))).result()
+    values = {"AWS_ACCESS_KEY_ID": key.key_id, "AWS_SECRET_ACCESS_KEY": key.secret.reveal()}
+    if key.session_token is not None:
+        values["AWS_SESSION_TOKEN"] = key.session_token.reveal()
     here.answer(
         "key",
-        {**_shown(row), "secret_access_key": secret},
-        [f"export AWS_ACCESS_KEY_ID={key_id}", f"export AWS_SECRET_ACCESS_KEY={secret}"],
+        {**_shown(row), **{name.lower().removeprefix("aws_"): value for name, value in values.items()}},
+        [f"export {name}={shlex.quote(value)}" for name, value in values.items()],
     )
-    talk(f"key {key_id} for {row['principal']}; the secret is not shown again")
+    talk(f"key {key.key_id} for {key.principal_arn}; its secret is not shown again")
+
+
+def _with_row(tx: Tx, key: Key) -> tuple[Key, Row]:
+    return key, tx.one("key", key_id=key.key_id)
 
 
 @command(
@@ -158,11 +154,10 @@ def keys_create(here: Here, *, name: str, account: str | None, days: float | Non
             help="Where its secret stands. Default: standard input; never an argument, since others can read those.",
         ),
         _ACCOUNT,
-        _DAYS,
     ],
     examples=["millstream keys import AKIAIOSFODNN7EXAMPLE --secret-file secret.txt"],
 )
-def keys_import(here: Here, *, key_id: str, name: str, secret_file: Any, account: str | None, days: float | None) -> None:
+def keys_import(here: Here, *, key_id: str, name: str, secret_file: Any, account: str | None) -> None:
     """Take over an access key that exists elsewhere, so that scripts which hold it run unchanged."""
     if not KEY_ID.fullmatch(key_id):
         raise Trouble("key.bad", what=f"{key_id!r} is no key id")
@@ -173,8 +168,16 @@ def keys_import(here: Here, *, key_id: str, name: str, secret_file: Any, account
     secret = secret.strip()
     if not SECRET.fullmatch(secret):
         raise Trouble("key.bad", what="this is no secret", why="a secret is 16 to 256 printable characters on one line")
-    row = _add(here, key_id, secret, name, account, days)
-    here.answer("key", _shown(row), [key_id])
+    from millstream import wiring
+
+    given = _checked(here, name, account, None)
+
+    def work(tx: Tx) -> Row:
+        if tx.one("key", key_id=key_id) is not None:
+            raise Trouble("key.exists", what=f"the key {key_id} already exists")
+        return _with_row(tx, wiring.new_key(tx, **given, key_id=key_id, secret=secret))[1]
+
+    here.answer("key", _shown(here.store().write(work).result()), [key_id])
 
 
 @command(keys_command, name="list", examples=["millstream keys list"])
@@ -182,10 +185,7 @@ def keys_list(here: Here) -> None:
     """List the keys, without their secrets."""
     rows = sorted(here.store().read().all("keys"), key=lambda row: (row["name"], row["key_id"]))
     lines = table(
-        [
-            (row["name"], row["key_id"], row["account"], _standing(row), moment(row["created"]))
-            for row in rows
-        ],
+        [(row["name"], row["key_id"], row["account"], _standing(row), moment(row["created"])) for row in rows],
         head=("NAME", "KEY", "ACCOUNT", "STANDING", "MADE"),
     )
     here.answer("keys", {"keys": [_shown(row) for row in rows]}, lines)
@@ -213,9 +213,7 @@ def keys_revoke(here: Here, *, key_id: str) -> None:
         row = tx.one("key", key_id=key_id)
         if row is None:
             meant = nearest(key_id, [other["key_id"] for other in tx.all("keys")])
-            raise Trouble(
-                "key.absent", what=f"there is no key {key_id}", why=f"did you mean {meant}?" if meant else ""
-            )
+            raise Trouble("key.absent", what=f"there is no key {key_id}", why=f"did you mean {meant}?" if meant else "")
         return row  # type: ignore[no-any-return]  # a row of sqlite3
 
     row = here.store().write(work).result()

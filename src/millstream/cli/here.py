@@ -40,14 +40,14 @@ class Here:
 
     def __init__(self, *, as_json: bool = False, data: str | None = None, config: str | None = None) -> None:
         self.as_json = as_json
-        self._data = data
-        self._config = config
+        self.given_data = data
+        self.given_config = config
 
     def settings(self, **flags: Any) -> Settings:
         """Raises SettingsError."""
         from millstream import wiring
 
-        given = {"data": self._data, "config": self._config, **flags}
+        given = {"data": self.given_data, "config": self.given_config, **flags}
         return wiring.settings(**{name: value for name, value in given.items() if value is not None})
 
     def serving_settings(self) -> Settings:
@@ -169,7 +169,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return by_fold[found[0]] if found else ""
 
 
-# -- commands ------------------------------------------------------------------------------------------------------------
+# -- commands --------------------------------------------------------------------------------------------------------
 
 WIDTH: Final = 88
 

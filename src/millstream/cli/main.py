@@ -1,4 +1,4 @@
-"""`millstream`: finds the command, loads nothing else, and turns whatever goes wrong into four lines and an exit code."""
+"""`millstream`: finds the command, loads nothing else, and turns what goes wrong into four lines and an exit code."""
 
 from __future__ import annotations
 
@@ -77,8 +77,11 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 root = Root(
     "millstream",
     no_args_is_help=False,
-    params=[click.Option(["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version,
-                         help="Print the version.")],
+    params=[
+        click.Option(
+            ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+        )
+    ],
 )
 
 
@@ -103,7 +106,7 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         talk()
         return codes.INTERRUPTED
-    except BaseException as error:  # noqa: BLE001 - the outermost layer: everything becomes four lines
+    except BaseException as error:  # the outermost layer: everything becomes four lines
         if isinstance(error, SystemExit | GeneratorExit):
             raise
         trouble = translate(error)

@@ -30,7 +30,9 @@ def _states(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> li
     params=[
         click.Argument(["resource"], required=False, shell_complete=names.complete),
         click.Argument(["state"], required=False, shell_complete=_states),
-        click.Option(["--ready"], is_flag=True, help="Wait until the service is ready instead: a create would succeed."),
+        click.Option(
+            ["--ready"], is_flag=True, help="Wait until the service is ready instead: a create would succeed."
+        ),
         click.Option(
             ["--timeout", "timeout_s"],
             type=click.FloatRange(min=0),
@@ -169,6 +171,6 @@ def _impossible(named: Named, at: str, state: str) -> None:
     if at == "FAILED" and state != GONE:
         raise Trouble("resource.failed", what=f"{named.name} is FAILED, not {state}", why=_doing(named))
     if at == "DELETING" and state != GONE:
-        raise Trouble("resource.failed", what=f"{named.name} is being deleted, so it will not be {state}", why=_doing(named))
-
-
+        raise Trouble(
+            "resource.failed", what=f"{named.name} is being deleted, so it will not be {state}", why=_doing(named)
+        )

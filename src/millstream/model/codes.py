@@ -52,22 +52,10 @@ CODES: Final[dict[str, Code]] = {
         USAGE,
     ),
     "usage.not-file": Code("the file can't be read", "it is missing, or not readable by you", "check the path", USAGE),
-    "settings.bad-value": Code(
-        "a setting has a value that can't be used",
+    "settings.invalid": Code(
+        "a setting can't be used",
         "a flag, a MILLSTREAM_ variable or the configuration file holds it",
-        "millstream explain SETTING shows where it comes from and what it may be",
-        USAGE,
-    ),
-    "settings.unknown": Code(
-        "the configuration file holds a setting that does not exist",
-        "it is misspelt, or of another version",
-        "millstream help settings lists them",
-        USAGE,
-    ),
-    "settings.file": Code(
-        "the configuration file can't be read",
-        "it is missing, or is not TOML",
-        "check the path given with --config",
+        "millstream help environment lists the settings",
         USAGE,
     ),
     "service.not-running": Code(
@@ -132,6 +120,11 @@ CODES: Final[dict[str, Code]] = {
     ),
     "image.in-use": Code(
         "the base image is in use", "machines were made from it", "delete those image builders first", NO
+    ),
+    "image.lost": Code(
+        "the engine took the base image but does not list it",
+        "the engine failed half-way",
+        "millstream image build again",
     ),
     "image.unknown": Code(
         "the image is not there any more",

@@ -247,3 +247,6 @@ FROM step ORDER BY id DESC LIMIT :most;
 -- name: newest_steps_of
 SELECT id, owner, machine_id, step, attempt, started, ended, engine_s, outcome, code, reason, engine_id, request_id
 FROM step WHERE owner = :owner ORDER BY id DESC LIMIT :most;
+
+-- name: integrity
+PRAGMA quick_check(1);
