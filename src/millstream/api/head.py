@@ -60,12 +60,12 @@ class Head(msgspec.Struct, frozen=True):
 def read_head(raw: bytes, headers_max: int) -> Head:
     """The head without its closing empty line. Raises Malformed."""
     first, *lines = raw.split(b"\r\n")
-    # Whatever control character is left over was not part of a line's end: a bare CR or LF, a NUL.
-    if raw.translate(None, _ALLOWED) != b"\r\n" * len(lines):
-        raise Malformed(400, "The request's head holds a control character or a line that does not end in CR LF.")
     match = _REQUEST_LINE.fullmatch(first)
     if match is None:
         raise _bad_request_line(first)
+    # Whatever control character is left over was not part of a line's end: a bare CR or LF, a NUL.
+    if raw.translate(None, _ALLOWED) != b"\r\n" * len(lines):
+        raise Malformed(400, "The request's head holds a control character or a line that does not end in CR LF.")
     if len(lines) > headers_max:
         raise Malformed(431, f"The request has more than {headers_max} headers.")
     headers = _read_headers(lines)
@@ -109,7 +109,7 @@ def _read_headers(lines: list[bytes]) -> tuple[tuple[bytes, bytes], ...]:
     headers: list[tuple[bytes, bytes]] = []
     for line in lines:
         name, colon, value = line.partition(b":")
-        known = _names.get(name)
+        known = _names.get(name) if colon else None
         if known is None:
             # Also refuses a blank before the colon, a folded line (it begins with a blank) and a missing colon.
             if not colon or not _NAME.fullmatch(name):

@@ -404,10 +404,10 @@ class Connection(asyncio.Protocol):
                 del buffer[:2]
         end = buffer.find(b"\r\n\r\n", max(0, self._scanned - 3), limits.head_bytes_max)
         if end < 0:
-            if len(buffer) >= limits.head_bytes_max:
-                raise Malformed(431, f"The request's head is larger than {limits.head_bytes_max} bytes.")
             if buffer and buffer.find(b"\n", 0, self._scanned) < 0:
                 check_start(bytes(buffer[:8192]))
+            if len(buffer) >= limits.head_bytes_max:
+                raise Malformed(431, f"The request's head is larger than {limits.head_bytes_max} bytes.")
             self._scanned = len(buffer)
             self.deadline = self._began + limits.head_s
             return None
