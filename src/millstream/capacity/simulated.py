@@ -7,6 +7,7 @@ service's processes as real machines do. There is no desktop in them.
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 import sqlite3
 import threading
@@ -70,6 +71,8 @@ class SimulatedDriver:
         self._clock = clock
         self._sleep = sleep
         self._lock = threading.Lock()
+        # Made with the right mode before SQLite opens it; what it makes beside it takes the same.
+        os.close(os.open(folder / "simulated.db", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         self._connection = sqlite3.connect(folder / "simulated.db", isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")

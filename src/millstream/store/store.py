@@ -196,11 +196,15 @@ class Store:
         return future
 
     def close(self) -> None:
-        """Commit what waits, then stop."""
+        """Commit what waits, then stop. The calling thread's own connection goes too: none may live through a fork."""
         if self._writer is not None:
             self._queue.put(None)
             self._writer.join()
             self._writer = None
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is not None:
+            connection.close()
+            self._local.__dict__.clear()
 
     def _write_loop(self) -> None:
         connection = self._connect()

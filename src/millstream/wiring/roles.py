@@ -13,6 +13,7 @@ from millstream.model.records import Health
 from millstream.reconcile.health import of_service
 from millstream.reconcile.wake import WakeSocket
 from millstream.wiring.build import make_driver, make_service, open_store, signing_keys
+from millstream.wiring.confine import confine
 from millstream.wiring.settings import Settings, address
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def api(settings: Settings, ready: Callable[[], None]) -> None:
     from millstream.api.app import App
     from millstream.api.server import Door, Limits
 
+    tls = _tls(settings)  # read while its files can be seen
+    confine("api", settings)
     store = open_store(settings, role="api")
     wake = WakeSocket(run_folder(settings))
     app = App(
@@ -45,7 +48,7 @@ def api(settings: Settings, ready: Callable[[], None]) -> None:
     host, port = address(settings.listen)
 
     async def main(stop: asyncio.Event) -> None:
-        await door.serve(host, port, tls=_tls(settings), ready=ready, stop=stop)
+        await door.serve(host, port, tls=tls, ready=ready, stop=stop)
 
     _run(main)
     store.close()
@@ -57,6 +60,8 @@ def edge(settings: Settings, ready: Callable[[], None]) -> None:
     from millstream.gateway.server import serve
     from millstream.gateway.session import EdgeSettings
 
+    tls = _tls(settings)
+    confine("edge", settings)
     store = open_store(settings, role="edge")
     wake = WakeSocket(run_folder(settings))
     host, port = address(settings.edge)
@@ -64,7 +69,7 @@ def edge(settings: Settings, ready: Callable[[], None]) -> None:
         host=host,
         port=port,
         public_url=settings.edge_url,
-        tls=_tls(settings),
+        tls=tls,
         hosts=settings.hosts,
         proxies=settings.proxies,
         metrics_token=settings.metrics_token,
@@ -88,6 +93,7 @@ def reconcile(settings: Settings, ready: Callable[[], None]) -> None:
     from millstream.lifecycle.machine import Limits
     from millstream.reconcile.loop import Reconciler
 
+    confine("reconcile", settings)
     store = open_store(settings, role="reconcile")
     driver = make_driver(settings)
     limits = Limits(start_s=settings.start_s, silent_s=settings.silent_s, attempts_s=settings.attempts_s)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from millstream.wiring import logs
 from millstream.wiring.build import open_store, root_key, signing_keys
+from millstream.wiring.confine import let_go_of_files
 from millstream.wiring.roles import ROLES, run_folder
 from millstream.wiring.settings import Settings, SettingsError
 
@@ -46,7 +47,7 @@ def serve(settings: Settings, *, ready: Callable[[], None] = lambda: None, adopt
     root_key(store, settings.account)
     signing_keys(store)
     store.close()  # its thread must not be there when the roles are made
-    watcher = Watcher(settings)
+    watcher = Watcher(settings, locks)
     try:
         return watcher.run(ready)
     finally:
@@ -109,8 +110,9 @@ class _Child:
 
 
 class Watcher:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, locks: list[int]) -> None:
         self.settings = settings
+        self.locks = locks
         self.children: dict[int, _Child] = {}
         self.stopping = False
         self.again: dict[str, tuple[float, float]] = {}  # role: when to start it again, how long it waited
@@ -155,7 +157,7 @@ class Watcher:
         pid = os.fork()
         if pid == 0:
             os.close(read)
-            _child(role, self.settings, write, parent)
+            _child(role, self.settings, write, parent, self.locks)
         os.close(write)
         self.children[pid] = _Child(role, pid, read, time.monotonic())
 
@@ -213,13 +215,15 @@ class Watcher:
             time.sleep(0.01)
 
 
-def _child(role: str, settings: Settings, ready: int, parent: int) -> None:
+def _child(role: str, settings: Settings, ready: int, parent: int, locks: list[int]) -> None:
     """The new process: one role, then the end. Never returns."""
     code = 1
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it died in between
             os._exit(1)
+        if sys.platform == "linux":
+            let_go_of_files((ready, *locks))
         os.setpgid(0, 0)  # a terminal's Ctrl-C is for the watcher, which ends its roles in order
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
