@@ -29,6 +29,8 @@ def coverage() -> dict[str, Any]:
             for kind, shape in (("input", operation.input), ("output", operation.output))
             for path in _members(shape)
         ]
+        # Parts of members that fall short on their own: `VpcConfig.SecurityGroupIds`.
+        members += [_member(path, "input", built=built, why=why) for path, why in short.items() if "." in path]
         status = REFUSED if not built else PARTIAL if short else WORKS
         operations[name] = {
             "status": status,
@@ -85,7 +87,13 @@ def coverage_command(here: Here, *, operation: str | None) -> None:
             [f"{operation}: {one['status']}", *member_lines(one)],
         )
         return
-    lines = table([(name, one["status"], one["why"]) for name, one in operations.items() if one["status"] != REFUSED])
+    lines: list[str] = []
+    for name, one in operations.items():
+        if one["status"] != REFUSED:
+            lines.append(f"{name}: {one['status']}")
+            lines += [
+                f"  {member['name']}: {member['why']}" for member in one["members"] if member["status"] == PARTIAL
+            ]
     refused = [name for name, one in operations.items() if one["status"] == REFUSED]
     counts = found["counts"]
     lines += ["", f"refused, {NOT_BUILT}:", *_wrapped(refused)]

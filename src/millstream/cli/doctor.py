@@ -268,7 +268,7 @@ def service_checks(here: Here) -> Iterator[Check]:
         return
     try:
         found = here.store().read().one("integrity")[0]
-        yield Check("store.damaged", str(path), str(found), found == "ok")
+        yield Check("store.damaged", str(path), "whole" if found == "ok" else str(found), found == "ok")
     except StoreError as error:
         yield Check(error.code, str(path), str(error), ok=False)
     service = here.service()

@@ -159,7 +159,13 @@ def _doing(named: Named) -> str:
         return "gone"
     if row.machine.error is not None:
         return f"{row.machine.error.code}: {row.machine.error.message}"
-    return row.waiting or (f"doing: {row.doing}" if row.doing else "waiting for the reconciler")
+    from millstream.lifecycle.machine import SETTLED
+
+    if row.waiting or row.doing:
+        return row.waiting or f"doing: {row.doing}"
+    return (
+        "settled: nobody has asked for anything else" if row.machine.state in SETTLED else "waiting for its next step"
+    )
 
 
 def _impossible(named: Named, at: str, state: str) -> None:

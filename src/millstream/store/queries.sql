@@ -250,3 +250,6 @@ FROM step WHERE owner = :owner ORDER BY id DESC LIMIT :most;
 
 -- name: integrity
 PRAGMA quick_check(1);
+
+-- name: machine_of
+SELECT machine_id FROM image_builder WHERE arn = :arn;
