@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 from millstream.api import signature, wire_query
 from millstream.api.http import Request, Response
 from millstream.api.route import route, unbuilt
+from millstream.api.throttle import Throttle
 from millstream.api.validate import validate
 from millstream.model.errors import (
     InternalFailure,
     ServiceError,
     ServiceUnavailableException,
+    ThrottlingException,
     UnknownRouteException,
 )
 from millstream.model.identity import Key, Secret
@@ -88,12 +90,14 @@ class App:
         health: Callable[[], Health],
         clock: Callable[[], float] = time.time,
         skew_s: float = signature.SKEW_S,
+        throttle: Throttle | None = None,
     ) -> None:
         self.store = store
         self.service = service
         self.clock = clock
         self.skew_s = skew_s
         self.keys = Keys(store, clock)
+        self.throttle = throttle or Throttle()
         self.knock = knock
         self.health = health
         self.door: Any = None  # the server's counters, for the metrics page
@@ -117,6 +121,10 @@ class App:
             return self._refuse(wire, "-", error, request_id)
         if isinstance(operation, ServiceError):
             return self._refuse(wire, "-", operation, request_id)
+        if not self.throttle.admits(identity.key_id, reads=operation.reads):
+            # Counted but not logged: a flood of calls is to be no flood of lines.
+            self._count(wire, operation.name, ThrottlingException.code, None)
+            return wire.error(ThrottlingException("Rate exceeded"), request_id)
         try:
             return self._call(wire, operation, identity, request.body, request_id)
         except ServiceError as error:
@@ -205,6 +213,8 @@ class App:
             identity = signature.verify(
                 request, self.keys.find, self.clock(), service=wire_query.SERVICE, skew_s=self.skew_s
             )
+            if not self.throttle.admits(identity.key_id, reads=True):
+                return wire_query.refuse(ThrottlingException("Rate exceeded"), request_id)
             return wire_query.answer(request, identity, request_id)
         except ServiceError as error:
             return wire_query.refuse(error, request_id)

@@ -32,6 +32,7 @@ def api(settings: Settings, ready: Callable[[], None]) -> None:
     import millstream.resources  # noqa: F401 - registers the handlers
     from millstream.api.app import App
     from millstream.api.server import Door, Limits
+    from millstream.api.throttle import Throttle
 
     tls = _tls(settings)  # read while its files can be seen
     confine("api", settings)
@@ -43,6 +44,7 @@ def api(settings: Settings, ready: Callable[[], None]) -> None:
         knock=wake.knock,
         health=lambda: of_service(store, wake, time.time(), settings.image),
         skew_s=settings.skew_s,
+        throttle=Throttle(reads_per_s=settings.throttle_reads_per_s, writes_per_s=settings.throttle_writes_per_s),
     )
     app.door = door = Door(app, Limits(hosts=frozenset(settings.hosts)))
     host, port = address(settings.listen)

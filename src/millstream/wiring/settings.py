@@ -48,6 +48,12 @@ class Settings:
         default="FULL", metadata={"help": "FULL: durable against a loss of power before it is acknowledged; NORMAL"}
     )
     skew_s: float = field(default=300.0, metadata={"help": "how far a caller's clock may be off, in seconds"})
+    throttle_reads_per_s: float = field(
+        default=2000.0, metadata={"help": "Describe and List calls a second of one access key; 0: no limit"}
+    )
+    throttle_writes_per_s: float = field(
+        default=200.0, metadata={"help": "other calls a second of one access key; 0: no limit"}
+    )
     image: str = field(default="debian-12-desktop", metadata={"help": "the base image that AWS's image names mean"})
     image_aliases: bool = field(default=True, metadata={"help": "whether AWS's image names (AppStream-…) are known"})
     image_builders_max: int = field(default=10, metadata={"help": "quota: image builders in an account and Region"})
