@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from millstream.capacity.driver import CapacityError
 from millstream.gateway.session import EdgeSettings, Target
@@ -124,7 +124,9 @@ class Sockets:
 class EdgeServer:
     """The real edge in a thread with a loop of its own. `with EdgeServer(rows, sockets) as edge:`"""
 
-    def __init__(self, rows: Rows, sockets: Sockets, *, port: int = 0, scheme: str = "http", **settings: object) -> None:
+    def __init__(
+        self, rows: Rows, sockets: Sockets, *, port: int = 0, scheme: str = "http", **settings: object
+    ) -> None:
         self.rows = rows
         self.sockets = sockets
         self.port = port or free_port()
@@ -160,7 +162,7 @@ class EdgeServer:
             self.error = error
             self._ready.set()
 
-    def __enter__(self) -> EdgeServer:
+    def __enter__(self) -> Self:
         self._thread.start()
         assert self._ready.wait(10)
         assert self.error is None, self.error
@@ -186,7 +188,7 @@ class Desktop:
         self._running: list[subprocess.Popen[bytes]] = []
         self.display = ""
 
-    def __enter__(self) -> Desktop:
+    def __enter__(self) -> Self:
         try:
             read, write = os.pipe()
             self._start(
@@ -201,32 +203,53 @@ class Desktop:
             wait_until(lambda: Path(self.socket).exists(), what="the display's socket")
             if self._programs:
                 self._start("openbox")
-                self._start("xterm", "-fa", "DejaVu Sans Mono", "-fs", "11", "-geometry", "80x24+40+40", "-bg", "#102030", "-fg", "#e0e0e0")
+                self._start(
+                    "xterm",
+                    "-fa",
+                    "DejaVu Sans Mono",
+                    "-fs",
+                    "11",
+                    "-geometry",
+                    "80x24+40+40",
+                    "-bg",
+                    "#102030",
+                    "-fg",
+                    "#e0e0e0",
+                )
                 wait_until(lambda: b"xterm" in self.x("xwininfo", "-root", "-tree"), what="xterm's window")
-            return self
         except BaseException:
             self.__exit__(None, None, None)
             raise
+        return self
 
     def _start(self, *command: str, pass_fds: tuple[int, ...] = ()) -> None:
         environment = {**os.environ, "DISPLAY": self.display, "HOME": str(self.folder), "LC_ALL": "C.UTF-8"}
         self._running.append(
             subprocess.Popen(
-                command, cwd=self.folder, env=environment, pass_fds=pass_fds,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+                command,
+                cwd=self.folder,
+                env=environment,
+                pass_fds=pass_fds,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL,
+            )
         )
 
     def x(self, *command: str, stdin: bytes | None = None) -> bytes:
         """A program on this display, until it ends."""
         environment = {**os.environ, "DISPLAY": self.display, "LC_ALL": "C.UTF-8"}
-        return subprocess.run(command, env=environment, input=stdin, capture_output=True, timeout=10, check=False).stdout
+        return subprocess.run(
+            command, env=environment, input=stdin, capture_output=True, timeout=10, check=False
+        ).stdout
 
     def kill(self) -> None:
         self._running[0].kill()
         self._running[0].wait()
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for program in reversed(self._running):
             program.terminate()
         for program in self._running:
@@ -250,7 +273,7 @@ class BabblingDisplay:
         self._listener = socket.socket(socket.AF_UNIX)
         self._open: list[socket.socket] = []
 
-    def __enter__(self) -> BabblingDisplay:
+    def __enter__(self) -> Self:
         self._listener.bind(self.socket)
         self._listener.listen(64)
         threading.Thread(target=self._accept, daemon=True).start()

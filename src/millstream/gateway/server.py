@@ -57,7 +57,6 @@ log = logging.getLogger("millstream.edge")
 _STREAM_PATH = re.compile(r"/stream/([0-9a-f]{32})/([a-z]*)\Z")
 _MESSAGE_BYTES_MAX = 1_048_576  # of one WebSocket message
 _CONNECTIONS_MAX = 4096
-_KEEP_ALIVE_S = 15.0  # for a head to be complete, too: aiohttp's timer runs from the connection's first moment
 _BODY_S = 5.0
 _DIAL_S = 5.0
 _LOOK_S = 2.0
@@ -101,7 +100,7 @@ async def serve(
     """
     loop = asyncio.get_running_loop()
     edge = Edge(settings, sessions, streams)
-    http = _Server(edge, settings.connections_per_address_max)
+    http = _Server(edge, settings.connections_per_address_max, settings.head_s)
     listener = await loop.create_server(http, settings.host, settings.port, ssl=settings.tls, backlog=256)
     watch = asyncio.create_task(edge.watch())
     try:
@@ -494,11 +493,11 @@ def _hang_up(dialled: asyncio.Future[socket.socket]) -> None:
 class _Server(web.Server):
     """aiohttp's server with our limits on connections."""
 
-    def __init__(self, edge: Edge, per_address_max: int) -> None:
+    def __init__(self, edge: Edge, per_address_max: int, head_s: float) -> None:
         super().__init__(
             edge,
             access_log=None,  # it would write tickets
-            keepalive_timeout=_KEEP_ALIVE_S,
+            keepalive_timeout=head_s,  # runs from the connection's first moment
             lingering_time=1.0,
             max_line_size=4096,
             max_field_size=8192,

@@ -70,6 +70,7 @@ class EdgeSettings:
     connections_per_address_max: int = 256
     wrong_tickets_per_minute_max: int = 20
     silent_viewer_s: float = 30.0
+    head_s: float = 15.0  # for a request's head, and between two requests of one connection
     watch_s: float = 1.0  # how often a running stream's right to run is looked at: cut ≤ 2 s after it ended
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from aiohttp import WSMsgType
 
@@ -33,6 +33,9 @@ class Display(asyncio.BufferedProtocol):
         self._buffer = memoryview(bytearray(CHUNK_BYTES_MAX))
         self._writable = asyncio.Event()
         self._writable.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._stream.display = cast("asyncio.Transport", transport)  # before its first bytes
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         return self._buffer
@@ -69,7 +72,7 @@ class Stream:
         loop = asyncio.get_running_loop()
         self._end: asyncio.Future[Close | None] = loop.create_future()
         self._under_way: asyncio.Queue[bytes] = asyncio.Queue()  # one Send at a time, says the pump
-        self._transport: asyncio.Transport | None = None
+        self.display: asyncio.Transport | None = None
 
     def __repr__(self) -> str:
         return f"<Stream {self.granted.machine_id[:8]} {self.granted.role} {self._pump!r}>"
@@ -98,7 +101,6 @@ class Stream:
         connection.settimeout(0)
         connect = loop.create_unix_connection if connection.family == socket.AF_UNIX else loop.create_connection
         transport, display = await connect(lambda: Display(self), sock=connection)
-        self._transport = transport
         tasks = [asyncio.ensure_future(self._up(ws, display)), asyncio.ensure_future(self._down(ws))]
         try:
             return await self._end
@@ -112,7 +114,8 @@ class Stream:
             self.upward.counts.clear()
 
     async def _up(self, ws: web.WebSocketResponse, display: Display) -> None:
-        assert self._transport is not None
+        machine = self.display
+        assert machine is not None
         upward, inputs = self.upward, self.upward.inputs
         try:
             async for message in ws:
@@ -125,7 +128,7 @@ class Stream:
                     inputs = upward.inputs
                     self.last_input = time.time()
                 if passed:
-                    self._transport.write(passed)
+                    machine.write(passed)
                     await display.writable()
             self.cut(None)
         except RemoteProtocolError:
@@ -148,23 +151,25 @@ class Stream:
             self.cut(None)
 
     def _apply(self, effects: list[Effect]) -> None:
-        assert self._transport is not None
+        assert self.display is not None
         for effect in effects:
             match effect:
                 case Send(data):
                     self._under_way.put_nowait(data)
                 case Pause():
                     self._metrics.count("paused")
-                    self._transport.pause_reading()
+                    self.display.pause_reading()
                 case Resume():
-                    self._transport.resume_reading()
+                    self.display.resume_reading()
 
 
 async def farewell(ws: web.WebSocketResponse, viewer: asyncio.Transport | None, why: Close) -> None:
     """Tell the page why, and be gone within a second whether it listens or not."""
-    try:
-        async with asyncio.timeout(_FAREWELL_S):
-            await ws.close(code=why, message=why.name.lower().encode())
-    except (TimeoutError, ConnectionError, RuntimeError):
-        if viewer is not None:
-            viewer.abort()
+    # In a task of its own: a send that was given up leaves aiohttp a cancelled future, and who waits on that is
+    # cancelled, too.
+    told = asyncio.ensure_future(ws.close(code=why, message=why.name.lower().encode()))
+    await asyncio.wait((told,), timeout=_FAREWELL_S)
+    told.cancel()
+    await asyncio.gather(told, return_exceptions=True)
+    if viewer is not None and viewer.get_write_buffer_size():
+        viewer.abort()  # it doesn't read: what waits for it is let go

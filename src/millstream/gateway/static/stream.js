@@ -15,7 +15,7 @@ const CLOSED = {
   4003: { title: "Opened somewhere else", text: `Since {time} this desktop is shown in another window or on another device.`, again: "Take it back" },
   4004: { title: "Access has ended", text: "The link that opened this desktop is no longer valid. Ask for a new one." },
   4005: { retry: "The desktop doesn't answer." },
-  4006: { title: "The picture couldn't get through", text: "For 30 seconds nothing of it arrived here, so it was stopped.", again: "Try again" },
+  4006: { retry: "The picture couldn't get through." },
   4007: { title: "This page made a mistake", text: "It sent something that isn't part of the protocol.", again: "Try again" },
   4008: { retry: "The service restarts." },
 };
