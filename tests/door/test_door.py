@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from millstream.api.head import Chunks, Malformed, read_head
 from millstream.api.http import Request, Response
-from millstream.api.server import Door, Limits
+from millstream.api.server import TICK_S, Door, Limits
 
 QUICK = Limits(head_s=1.0, body_idle_s=1.0, request_s=2.0, idle_s=2.0, write_s=2.0, linger_s=0.2, grace_s=5.0)
 
@@ -742,3 +742,14 @@ def test_noise_never_makes_a_fault(own: Callable[..., Running]) -> None:
         assert status(answer) in {0, 100, 200, 400, 413, 415, 417, 421, 431, 501, 505}, (raw, answer)
     assert door.door.counters.failures == 0
     assert status(door.say(post(CLOSE.strip()))) == 200
+
+
+def test_the_defaults_keep_their_promises() -> None:
+    """Figures that the documentation gives."""
+    limits = Limits()
+    assert limits.request_s + TICK_S + limits.linger_s < 30  # slow callers are gone in 30 s
+    assert limits.head_s + TICK_S < 30
+    assert (limits.head_bytes_max, limits.headers_max, limits.body_bytes_max) == (32 * 1024, 100, 1024 * 1024)
+    assert limits.connections_loopback_max > 1200
+    assert limits.connections_per_address_max < limits.connections_max / 10
+    assert not limits.hosts

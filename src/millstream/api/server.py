@@ -83,7 +83,7 @@ _CODES: Final = {
 _STATUS_LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n" for s in HTTPStatus}
 _PIPELINED_BYTES_MAX: Final = 64 * 1024  # unparsed bytes of one connection behind a request that is being answered
 _TURN_REQUESTS: Final = 16  # requests of one connection answered before others get their turn
-_TICK_S: Final = 0.5  # deadlines are looked at this often
+TICK_S: Final = 0.5  # deadlines are looked at this often
 
 
 def refusal(status: int, why: str) -> Response:
@@ -163,7 +163,7 @@ class Door:
     async def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close what is past its deadline. One look at all twice a second costs less than a timer for each request."""
         while True:
-            await asyncio.sleep(_TICK_S)
+            await asyncio.sleep(TICK_S)
             now = loop.time()
             for connection in [c for c in self.connections if c.deadline < now]:
                 connection.expire()
