@@ -532,6 +532,32 @@ def test_past_the_cap_the_answered_stay(own: Callable[..., Running]) -> None:
         connection.close()
 
 
+def test_one_address_takes_its_own_places_only() -> None:
+    """Sixty-four thousand strangers' ports are one stranger."""
+    aborted: list[object] = []
+
+    class Held:
+        busy = False
+
+        def __init__(self, peer: str) -> None:
+            self.peer = peer
+
+        def abort(self) -> None:
+            aborted.append(self)
+
+    door = Door(lambda _request: Response(200), Limits(connections_max=100, connections_per_address_max=5))
+    others = [Held(f"10.0.0.{number}") for number in range(50)]
+    flood = [Held("203.0.113.9") for _ in range(1000)]
+    for held in [*others, *flood]:
+        assert door.admit(held)  # type: ignore[arg-type] # only its address and whether it is busy count here
+    assert len(door.connections) == 55
+    assert aborted == flood[:-5]
+    for held in [*others, *flood]:
+        door.forget(held)  # type: ignore[arg-type]
+    assert not door.connections
+    assert not door.by_address
+
+
 def test_large_bodies_have_a_common_bound(own: Callable[..., Running]) -> None:
     door = own(replace(QUICK, bodies_bytes_max=3_000_000))
     assert door.door is not None
