@@ -104,7 +104,10 @@ def _row() -> tuple[MachineRow, dict[str, object]]:
         "LatestAppstreamAgentVersion": "TRUE",
         "DisableIMDSV1": False,
     }
-    return MachineRow(machine, facts, "", now, None, None), asked
+    return (
+        MachineRow(machine, facts, waiting="", stepped_at=now, due=None, doing=None, doing_since=None),
+        asked,
+    )
 
 
 def _machines(count: int) -> Iterator[tuple[object, ...]]:

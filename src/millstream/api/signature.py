@@ -94,6 +94,11 @@ class _Claim(NamedTuple):
     region: bytes
     service: bytes
     signed: tuple[bytes, ...]  # names, lower-case, sorted
+    # What each request needs of the above in another form.
+    scope: bytes  # date/region/service/aws4_request
+    signed_text: bytes  # the names as they are signed
+    region_text: str
+    service_text: str
 
 
 class _Signed(NamedTuple):
@@ -123,7 +128,7 @@ def verify(
     fields = _single_fields(request)
     path, _, query = request.target.partition(b"?")
     pairs = _query_pairs(query) if query else []
-    signs_query = any(unquote_to_bytes(name).lower().startswith(b"x-amz-") for name, _ in pairs)
+    signs_query = bool(pairs) and any(unquote_to_bytes(name).lower().startswith(b"x-amz-") for name, _ in pairs)
     authorization = fields.get(b"authorization")
     if authorization is not None:
         if signs_query:
@@ -137,7 +142,7 @@ def verify(
         raise MissingAuthenticationTokenException(_MISSING)
     claim = signed.claim
     _check_scope(claim, signed.time, service)
-    _check_signed_names(claim.signed, fields, by_date=authorization is not None and b"x-amz-date" not in fields)
+    _check_signed_names(claim.signed, tuple(fields), authorization is not None and b"x-amz-date" not in fields)
     _check_time(signed, now, skew_s)
     body_hash = hashlib.sha256(request.body).hexdigest().encode() if request.body else _EMPTY_SHA256
     if fields.get(b"x-amz-content-sha256", body_hash) != body_hash:
@@ -145,25 +150,16 @@ def verify(
 
     known = find_key(claim.key_id)
     key = known or _DUMMY
-    canonical = b"\n".join(
-        (
-            request.method,
-            b"/" if path == b"/" else canonical_path(path),
-            signed.query,
-            _canonical_headers(request, fields, claim.signed),
-            b"",
-            b";".join(claim.signed),
-            body_hash,
-        )
+    canonical = b"%b\n%b\n%b\n%b\n\n%b\n%b" % (
+        request.method,
+        b"/" if path == b"/" else canonical_path(path),
+        signed.query,
+        _canonical_headers(request, fields, claim.signed),
+        claim.signed_text,
+        body_hash,
     )
-    to_sign = b"\n".join(
-        (
-            _ALGORITHM,
-            signed.time,
-            b"%b/%b/%b/aws4_request" % (claim.date, claim.region, claim.service),
-            hashlib.sha256(canonical).hexdigest().encode(),
-        )
-    )
+    canonical_hash = hashlib.sha256(canonical).hexdigest().encode()
+    to_sign = b"%b\n%b\n%b\n%b" % (_ALGORITHM, signed.time, claim.scope, canonical_hash)
     cache_key = (key.secret.digest, claim.date, claim.region, claim.service)
     signing_key = _signing_keys.get(cache_key) or _derive(key.secret, claim)
     right = hmac.compare_digest(hmac.digest(signing_key, to_sign, "sha256").hex().encode(), signed.signature)
@@ -179,7 +175,7 @@ def verify(
     _remember(_signing_keys, cache_key, signing_key, _SIGNING_KEYS_MAX)
     if authorization is not None:
         _remember(_claims, authorization[:-64], claim, _CLAIMS_MAX)
-    return Identity(known.account, known.key_id, known.principal_arn, claim.region.decode(), claim.service.decode())
+    return Identity(known.account, known.key_id, known.principal_arn, claim.region_text, claim.service_text)
 
 
 def canonical_path(path: bytes) -> bytes:
@@ -303,7 +299,18 @@ def _claim(credential: bytes, signed_names: bytes) -> _Claim:
     names = tuple(signed_names.split(b";"))
     if any(one >= other for one, other in pairwise(names)):
         raise IncompleteSignatureException("SignedHeaders must be sorted and name each header once.")
-    return _Claim(scope[1].decode(), scope[2], scope[3], scope[4], names)
+    key_id, date, region, service = scope.groups()
+    return _Claim(
+        key_id.decode(),
+        date,
+        region,
+        service,
+        names,
+        credential[len(key_id) + 1 :],
+        signed_names,
+        region.decode(),
+        service.decode(),
+    )
 
 
 def _signature(text: bytes) -> bytes:
@@ -324,7 +331,7 @@ def _read_http_date(text: bytes | None) -> bytes:
 
 
 def _check_scope(claim: _Claim, time: bytes, service: str) -> None:
-    if claim.service != service.encode():
+    if claim.service_text != service:
         raise InvalidSignatureException(f"Credential should be scoped to correct service: '{service}'.")
     if claim.date != time[:8]:
         raise InvalidSignatureException(
@@ -332,7 +339,8 @@ def _check_scope(claim: _Claim, time: bytes, service: str) -> None:
         )
 
 
-def _check_signed_names(names: tuple[bytes, ...], fields: dict[bytes, bytes], *, by_date: bool) -> None:
+@lru_cache(512)  # a program sends the same headers again and again
+def _check_signed_names(names: tuple[bytes, ...], fields: tuple[bytes, ...], by_date: bool) -> None:
     """Whatever decides what a request does must be signed, or a captured signature would be good for another one."""
     if b"host" not in names or (by_date and b"date" not in names):
         raise InvalidSignatureException("'Host' and 'X-Amz-Date' (or 'Date') must be 'SignedHeaders'.")

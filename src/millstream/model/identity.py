@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 
 class Secret:
     """Text that no log, traceback or repr may show. `reveal()` is the only way to read it, and easy to search for.
@@ -47,9 +49,8 @@ class Key:
     expires_at: float | None = None  # seconds since the epoch
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a verified signature proves. Only `api.signature.verify` makes one."""
+class Identity(msgspec.Struct, frozen=True):
+    """What a verified signature proves. Only `api.signature.verify` makes one, one a request: hence the cheap kind."""
 
     account: str
     key_id: str

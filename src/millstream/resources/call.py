@@ -8,6 +8,8 @@ import hmac
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from millstream.model import names
 from millstream.model.errors import ValidationException
 
@@ -32,9 +34,8 @@ class Service:
     page_max: int = 100  # answers a page when none is asked for
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call: who calls, when, and the transaction that it lives in."""
+class Call(msgspec.Struct, frozen=True):
+    """One call: who calls, when, and the transaction that it lives in. Made once a request: hence the cheap kind."""
 
     tx: Tx
     identity: Identity
@@ -55,8 +56,7 @@ class Call:
         return names.arn(self.region, self.account, kind, name)
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """Stored documents, ready for the wire: a Describe joins them instead of writing them anew."""
 
     member: str
