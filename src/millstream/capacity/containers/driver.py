@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ import msgspec
 
 from millstream import agent as agent_package
 from millstream.capacity.containers import stream
-from millstream.capacity.containers.engine import Engine, folder_id
+from millstream.capacity.containers.engine import Engine, folder_id, unmount_below
 from millstream.capacity.containers.image import cache_folder, list_images
 from millstream.capacity.containers.network import Network, interface_id, mac_of, resolvers
 from millstream.capacity.driver import CapacityError, Refused
@@ -181,6 +182,7 @@ class ContainersDriver:
         self._refuse_scarce(spec)
         self.network.guard()
         self._make_folder(spec.id)
+        self._new_boot(spec.id)
         with self.engine.calls() as api:
             api.start(PREFIX + spec.id)
 
@@ -221,6 +223,8 @@ class ContainersDriver:
             self.release(machine_id)
         self.network.purge()
         self.close(stop_engine=True)
+        if self.engine.embedded:
+            unmount_below(self.engine.embedded.folder)
 
     # --- the container -------------------------------------------------------------------------------------------
 
@@ -336,7 +340,7 @@ class ContainersDriver:
             reason,
             engine_id=facts.engine_id,
             address=facts.address,
-            interface_id=interface_id(machine_id, facts.started),
+            interface_id=interface_id(machine_id, self._boot(machine_id)),
             agent_version=version,
         )
 
@@ -390,6 +394,18 @@ class ContainersDriver:
         except OSError as error:
             raise CapacityError(f"the machine's folder can't be made: {error}", code="disk.full") from error
 
+    def _new_boot(self, machine_id: str) -> None:
+        """Each start has a name of its own, beside the folder that the machine can write, not in it."""
+        try:
+            (self._folder(machine_id) / "boot").write_text(secrets.token_hex(8), encoding="ascii")
+        except OSError as error:
+            raise CapacityError(f"the machine's folder can't be written: {error}", code="disk.full") from error
+
+    def _boot(self, machine_id: str) -> str:
+        with contextlib.suppress(OSError):
+            return (self._folder(machine_id) / "boot").read_text(encoding="ascii")
+        return ""
+
     def _remove_folder(self, machine_id: str) -> None:
         """What the machine left in it is never followed: rmtree works with held folders."""
         try:
@@ -428,16 +444,14 @@ class _Facts(msgspec.Struct, frozen=True):
     engine_id: str
     state: str
     address: str
-    started: str
 
     @classmethod
     def inspected(cls, row: dict[str, Any]) -> _Facts:
-        state = row["State"]
-        return cls(row["Id"], state["Status"], _address(row), str(state.get("Pid", "")) + state.get("StartedAt", ""))
+        return cls(row["Id"], row["State"]["Status"], _address(row))
 
     @classmethod
     def listed(cls, row: dict[str, Any]) -> _Facts:
-        return cls(row["Id"], row["State"], _address(row), "")
+        return cls(row["Id"], row["State"], _address(row))
 
 
 def _address(row: dict[str, Any]) -> str:

@@ -334,6 +334,14 @@ def answers(socket_path: Path) -> bool:
             return False
 
 
+def unmount_below(folder: Path) -> None:
+    """Podman mounts its storage onto itself; without this a data folder can't be deleted. Best effort."""
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    places = [line.split()[4].replace("\\040", " ") for line in mounts]
+    for place in sorted((p for p in places if Path(p).is_relative_to(folder)), key=len, reverse=True):
+        subprocess.run(["umount", place], capture_output=True, check=False, env={"PATH": ENGINE_PATH})
+
+
 def working_runtime(folder: Path) -> str:
     """The first OCI runtime that can run a process under a memory limit on this host: found by trying, remembered.
 

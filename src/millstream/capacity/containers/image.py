@@ -13,12 +13,13 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from millstream.capacity.containers.engine import ENGINE_PATH, locked
+from millstream.capacity.containers.engine import ENGINE_PATH, locked, unmount_below
 from millstream.capacity.driver import CapacityError, Refused
 from millstream.model.records import BaseImage
 
@@ -173,14 +174,18 @@ def _build(tarball: Path, cache: Path, tell: Callable[[str], None]) -> None:
     for tool in ("mmdebstrap", "apt-get"):
         if not shutil.which(tool, path=ENGINE_PATH):
             raise Refused(f"{tool} is not installed: apt-get install {tool}", code="image.tool-missing")
-    work = cache / "build"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(mode=0o700)
+    for stale in cache.glob("build-*"):
+        # What a killed build left, unless its /proc or /dev is still mounted there: those are not ours to delete.
+        if str(stale) not in Path("/proc/self/mountinfo").read_text(encoding="utf-8"):
+            shutil.rmtree(stale, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix="build-", dir=cache))
     try:
         sources = work / "debian.sources"
         sources.write_text("\n".join(debian_sources()), encoding="utf-8")
         versions = work / "versions"
         command = [
+            # What mmdebstrap mounts for its work is seen by nobody else, and goes with it even when it is killed.
+            *(["unshare", "--mount", "--propagation=private"] if os.geteuid() == 0 else []),
             "mmdebstrap",
             "--variant=minbase",
             "--mode=root" if os.geteuid() == 0 else "--mode=auto",
@@ -282,6 +287,8 @@ def _import(engine: Engine, tarball: Path, recipe: str) -> None:
     result = subprocess.run(
         command, env=environment, capture_output=True, stdin=subprocess.DEVNULL, timeout=IMPORT_LIMIT_S, check=False
     )
+    if store:
+        unmount_below(store)
     if result.returncode:
         why = result.stderr.decode(errors="replace").strip()[-300:]
         raise CapacityError(f"the engine did not take the image: {why}", code="image.import")

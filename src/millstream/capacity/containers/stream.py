@@ -24,7 +24,7 @@ DIAL_LIMIT_S: Final = 2.0
 MACHINE_ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
-class FolderStreams:
+class ContainerStreams:
     """Streams of the machines whose folders lie in one data folder."""
 
     def __init__(self, data: Path) -> None:
