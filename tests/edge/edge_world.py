@@ -89,6 +89,11 @@ class Rows:
         self.used.add(nonce)
         return True
 
+    def use_ticket_of(self, text: str, machine_id: str) -> None:
+        """As if another browser had opened this link."""
+        made = t.open_ticket(text, self.keys, now=0, machine_id=machine_id)
+        assert self.use_ticket(made.nonce, made.expires_at)
+
     def seen(self, machine_id: str, viewers: int, last_input: float | None) -> None:
         self.told.append((machine_id, viewers, last_input))
 
@@ -242,6 +247,21 @@ class Desktop:
         return subprocess.run(
             command, env=environment, input=stdin, capture_output=True, timeout=10, check=False
         ).stdout
+
+    def put_clipboard(self, text: str) -> None:
+        """What a program on this desktop copies. xclip stays behind as its owner, until another one copies."""
+        environment = {**os.environ, "DISPLAY": self.display, "LC_ALL": "C.UTF-8"}
+        owner = subprocess.Popen(
+            ["xclip", "-selection", "clipboard", "-quiet"],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        assert owner.stdin is not None
+        owner.stdin.write(text.encode())
+        owner.stdin.close()
+        self._running.append(owner)
 
     def kill(self) -> None:
         self._running[0].kill()

@@ -46,6 +46,7 @@ function veil(title, text, button, act) {
 function finish({ title, text, next, ended_at: endedAt, again }) {
   clearTimeout(retryTimer);
   ready(false);
+  note("");
   word(0, "ended");
   $("steps").hidden = steps.size && ![...steps.values()].some(({ row }) => row.className);
   $("END_SESSION_BUTTON").hidden = !again;
@@ -174,8 +175,8 @@ function pictured(view) {
   $("veil").hidden = true;
   $("steps").hidden = true;
   ready(true);
-  if (!shown && !sessionStorage.getItem("millstream.chord")) {
-    sessionStorage.setItem("millstream.chord", "told");
+  if (!shown && !localStorage.getItem("millstream.chord")) {
+    localStorage.setItem("millstream.chord", "told");
     note("Ctrl+Alt+Shift leaves the desktop and brings you back to the buttons above.", 8000);
   }
   shown = true;
@@ -419,9 +420,14 @@ for (const button of document.querySelectorAll("[data-keys]")) {
 
 const CONTROL = { "\n": KeyTable.XK_Return, "\t": KeyTable.XK_Tab };
 
+let typing = false;
+
 $("type-now").addEventListener("click", async () => {
+  if (typing) {
+    return; // the button keeps the focus, so it isn't disabled
+  }
+  typing = true;
   const letters = [...$("type-text").value.replace(/\r\n?/g, "\n")];
-  $("type-now").disabled = true;
   let typed = 0;
   for (const letter of letters) {
     if (!rfb) {
@@ -434,7 +440,7 @@ $("type-now").addEventListener("click", async () => {
     $("type-note").textContent = `${typed} of ${letters.length}`;
   }
   $("type-note").textContent = typed === letters.length ? `Typed ${typed}.` : `Stopped after ${typed} of ${letters.length}.`;
-  $("type-now").disabled = false;
+  typing = false;
 });
 
 // ---------------------------------------------------------------- view
