@@ -98,7 +98,7 @@ def build_base_image(engine: Engine, cache: Path, progress: Progress | None = No
         known = None if fresh else _find(engine, recipe)
         if known:
             return known
-        tarball = cache / f"{NAME}-{recipe}.tar"
+        tarball = tarball_of(cache)
         if fresh or not tarball.exists():
             _build(tarball, cache, tell)
         tell("giving the image to the engine")
@@ -108,6 +108,25 @@ def build_base_image(engine: Engine, cache: Path, progress: Progress | None = No
         raise CapacityError("the engine took the image but does not list it", code="image.lost")
     tell("done")
     return made
+
+
+def tarball_of(cache: Path) -> Path:
+    """Where `cache` holds, or would hold, the image that this recipe makes."""
+    return cache / f"{NAME}-{recipe_digest()}.tar"
+
+
+def build_tarball(cache: Path, progress: Progress | None = None) -> None:
+    """Only build, for a set-up that does so beside other work: needs no engine. Raises as `build_base_image` does."""
+    began = time.monotonic()
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def tell(step: str) -> None:
+        if progress:
+            progress(step, time.monotonic() - began)
+
+    with locked(cache / "lock"):
+        if not tarball_of(cache).exists():
+            _build(tarball_of(cache), cache, tell)
 
 
 def list_images(engine: Engine) -> list[BaseImage]:
