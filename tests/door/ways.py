@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
@@ -176,7 +177,55 @@ def _dropped_name(name: str) -> Way:
     return _signed(change)
 
 
+def _anyway(
+    *,
+    leave_out: str = "",
+    names: Callable[[list[str]], list[str]] = sorted,
+    scope_date: str = "",
+    time: Callable[[str], str] = str,
+    algorithm: str = "AWS4-HMAC-SHA256",
+    by_date: str = "",
+) -> Way:
+    """A right signature, by the key's holder, over a request that no client may make so: a signer without scruples.
+
+    What such a request gets wrong must be refused for itself, not since the signature happens to differ.
+    """
+
+    def sign(wire: Wire, caller: Caller) -> Wire:
+        at = time(_stamp(caller.now))
+        wire = wire.with_header("Date", by_date) if by_date else wire.with_header("X-Amz-Date", at)
+        if caller.token:
+            wire = wire.with_header("X-Amz-Security-Token", caller.token)
+        signed = names([n.lower() for n, _ in wire.headers if n.lower() != leave_out])
+        scope = f"{scope_date or at[:8]}/{caller.region}/{caller.service}/aws4_request"
+        path, _, query = wire.target.partition("?")
+        lines = [wire.method, path, "&".join(sorted(query.split("&"))), *(f"{n}:{wire.value(n)}" for n in signed)]
+        lines += ["", ";".join(signed), hashlib.sha256(wire.body).hexdigest()]
+        hashed = hashlib.sha256("\n".join(lines).encode("latin-1")).hexdigest()
+        key = f"AWS4{caller.secret}".encode()
+        for part in [*scope.split("/"), f"{algorithm}\n{at}\n{scope}\n{hashed}"]:
+            key = hmac.digest(key, part.encode(), "sha256")
+        return wire.with_header(
+            "Authorization",
+            f"{algorithm} Credential={caller.key_id}/{scope}, SignedHeaders={';'.join(signed)}, Signature={key.hex()}",
+        )
+
+    return sign
+
+
 WRONG: dict[str, Way] = {
+    # rightly signed, and yet
+    "signed: host left out": _anyway(leave_out="host"),
+    "signed: date left out": _anyway(leave_out="x-amz-date"),
+    "signed: names unsorted": _anyway(names=lambda names: sorted(names, reverse=True)),
+    "signed: a name twice": _anyway(names=lambda names: sorted([*names, "host"])),
+    "signed: another day's scope": _anyway(scope_date="20200101"),
+    "signed: time without zone": _anyway(time=lambda at: at[:-1]),
+    "signed: time with more behind": _anyway(time=lambda at: at + "Z"),
+    "signed: time with blanks": _anyway(time=lambda at: at[:9] + " " + at[10:]),
+    "signed: another algorithm": _anyway(algorithm="AWS4-HMAC-SHA384"),
+    "signed: date header that is no date": _anyway(by_date="Wed, 99 Nov 2026 11:06:40 GMT"),
+    "signed: date header in words": _anyway(by_date="yesterday"),
     # nothing, or what is no signature
     "nothing": lambda wire, _caller: wire,
     "empty authorization": lambda wire, _caller: wire.with_header("Authorization", ""),
@@ -350,6 +399,7 @@ def _stamp(now: float) -> str:
 
 # Requests as real clients and what stands between send them: let in, or we refuse the honest.
 ODD_BUT_RIGHT: dict[str, Way] = {
+    "by another signer": _anyway(),
     "plain": _signed(lambda w: w),
     "presigned": _presigned(lambda w: w),
     "presigned for a week": lambda wire, caller: replace(caller, now=caller.now - 604_000).presign(wire, 604_800),
