@@ -289,7 +289,9 @@ def _import(engine: Engine, tarball: Path, recipe: str) -> None:
     changes = [f"LABEL {k}={json.dumps(v)}" for k, v in _labels(recipe).items()]
     if engine.embedded is None:
         with engine.calls(limit_s=IMPORT_LIMIT_S) as api, tarball.open("rb") as file:
-            answer = api.import_image_from_stream(file, repository=reference, tag=recipe, changes=changes)
+            # docker-py says "chunked" in the head, and requests chunks what has no length.
+            chunks = iter(lambda: file.read(1 << 20), b"")
+            answer = api.import_image_from_stream(chunks, repository=reference, tag=recipe, changes=changes)
             if "error" in str(answer):
                 raise CapacityError(f"the engine did not take the image: {str(answer)[-300:]}", code="image.import")
         return
