@@ -76,11 +76,16 @@ class Caller:
         signed = self._botocore(wire, signer(self._credentials(), self.service, self.region))
         return replace(wire, headers=tuple(signed.headers.items()))
 
-    def presign(self, wire: Wire, expires_s: int = 300) -> Wire:
-        signer = botocore.auth.SigV4QueryAuth(self._credentials(), self.service, self.region, expires=expires_s)
+    def presign(
+        self,
+        wire: Wire,
+        expires_s: int = 300,
+        signer: type[botocore.auth.SigV4QueryAuth] = botocore.auth.SigV4QueryAuth,
+    ) -> Wire:
+        query = signer(self._credentials(), self.service, self.region, expires=expires_s)
         # botocore would move a body into the query, as JSON; its hash is all that matters here.
-        signer.payload = lambda _request: hashlib.sha256(wire.body).hexdigest()
-        signed = self._botocore(replace(wire, body=b""), signer)
+        query.payload = lambda _request: hashlib.sha256(wire.body).hexdigest()
+        signed = self._botocore(replace(wire, body=b""), query)
         parts = urlsplit(signed.url)
         return replace(wire, target=f"{parts.path}?{parts.query}")
 
@@ -105,6 +110,14 @@ class _TrueHash(botocore.auth.SigV4Auth):  # type: ignore[misc] # botocore has n
     def canonical_request(self, request: AWSRequest) -> str:
         first = super().canonical_request(request).rpartition("\n")[0]
         return f"{first}\n{hashlib.sha256(request.body or b'').hexdigest()}"
+
+
+class _OtherAlgorithm(botocore.auth.SigV4QueryAuth):  # type: ignore[misc] # botocore has no types
+    """Names another algorithm in the query that it then signs as ever."""
+
+    def _modify_request_before_signing(self, request: AWSRequest) -> None:
+        super()._modify_request_before_signing(request)
+        request.url = request.url.replace("AWS4-HMAC-SHA256", "AWS4-HMAC-SHA384")
 
 
 Way = Callable[[Wire, Caller], Wire]
@@ -350,6 +363,11 @@ WRONG: dict[str, Way] = {
     ),
     "hash empty": _literal_hash(""),
     # presigned
+    "presigned: another algorithm, rightly signed": lambda wire, caller: caller.presign(wire, signer=_OtherAlgorithm),
+    "presigned: date header, signed": lambda wire, caller: caller.presign(wire.plus("X-Amz-Date", _stamp(caller.now))),
+    "presigned: token header, signed": lambda wire, caller: caller.presign(
+        wire.plus("X-Amz-Security-Token", caller.token or "x")
+    ),
     "presigned: wrong secret": lambda wire, caller: replace(caller, secret="w" * 40).presign(wire),
     "presigned: another service": lambda wire, caller: replace(caller, service="s3").presign(wire),
     "presigned: expired": lambda wire, caller: replace(caller, now=caller.now - 301).presign(wire),
