@@ -7,8 +7,9 @@ one commit; their answers go out when it is durable.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
-import random
+import secrets
 import time
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Final
@@ -43,6 +44,7 @@ log = logging.getLogger("millstream.api")
 # A revoked key is refused within this time, in every process.
 KEY_CACHE_S: Final = 0.5
 KEY_CACHE_MAX: Final = 1000
+_FORWARDED: Final = (b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"forwarded", b"via")
 _BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
@@ -92,6 +94,7 @@ class App:
         clock: Callable[[], float] = time.time,
         skew_s: float = signature.SKEW_S,
         throttle: Throttle | None = None,
+        metrics_token: str = "",
     ) -> None:
         self.store = store
         self.service = service
@@ -99,18 +102,24 @@ class App:
         self.skew_s = skew_s
         self.keys = Keys(store, clock)
         self.throttle = throttle or Throttle()
+        self.metrics_token = metrics_token
         self.knock = knock
         self.health = health
         self.door: Any = None  # the server's counters, for the metrics page
         self.calls: dict[tuple[str, str, str], int] = {}  # wire, operation, outcome
         self.seconds: dict[str, list[float]] = {}  # operation: buckets, sum, count
         self.unknown_members = 0
+        # Request ids are UUIDs: this process's own part, then a count. Names to search the log by, not hard to guess.
+        life = secrets.token_hex(9)
+        self._life = f"{life[:8]}-{life[8:12]}-4{life[12:15]}-a{life[15:18]}-"
+        self._requests = secrets.randbits(40)
 
     def __call__(self, request: Request) -> Response | Awaitable[Response]:
         path = request.target.partition(b"?")[0]
         if request.method == b"GET" and path in {b"/healthz", b"/metrics"}:
             return self._operator(path, request)
-        request_id = _request_id()
+        self._requests += 1
+        request_id = f"{self._life}{self._requests:012x}"
         if wire_query.speaks_query(request):
             return self._sts(request, request_id)
         wire, operation = route(request.method, path, request.fields)
@@ -240,9 +249,17 @@ class App:
             health = self.health()
             body = "ok\n" if health.ok else f"{health.code}: {health.why}\nnext: {health.next}\n"
             return Response(200 if health.ok else 503, [("content-type", "text/plain; charset=utf-8")], body.encode())
-        if not (request.peer.startswith("127.") or request.peer == "::1"):
-            return Response(403, [("content-type", "text/plain")], b"metrics are for this host only\n")
+        if not self._may_read_metrics(request):
+            return Response(403, [("content-type", "text/plain")], b"metrics are for this host, or with the token\n")
         return Response(200, [("content-type", "text/plain; version=0.0.4")], self.metrics().encode())
+
+    def _may_read_metrics(self, request: Request) -> bool:
+        """For this host, or with the token. What a proxy on this host passes on is not this host's."""
+        given = request.fields.get(b"authorization", b"")
+        if self.metrics_token and hmac.compare_digest(given, b"Bearer " + self.metrics_token.encode()):
+            return True
+        near = request.peer.startswith("127.") or request.peer == "::1"
+        return near and not any(name in request.fields for name in _FORWARDED)
 
     def metrics(self) -> str:
         """Prometheus text."""
@@ -277,9 +294,3 @@ class App:
                 for status, count in sorted(self.door.counters.refused.items())
             ]
         return "\n".join(lines) + "\n"
-
-
-def _request_id() -> str:
-    """A random UUID, as text: a name for people to search the log by, nothing that must be hard to guess."""
-    text = f"{random.getrandbits(128):032x}"
-    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-a{text[17:20]}-{text[20:]}"

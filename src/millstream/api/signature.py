@@ -41,7 +41,9 @@ _V = TypeVar("_V")
 SKEW_S: Final = 300.0
 EXPIRES_S_MAX: Final = 604_800  # seven days, SigV4's own bound
 _ALGORITHM: Final = b"AWS4-HMAC-SHA256"
-_EMPTY_SHA256: Final = hashlib.sha256(b"").hexdigest().encode()
+# Hashes are begun by copying one that is begun: to make a new one costs OpenSSL more than to hash a request.
+_BEGUN: Final = hashlib.sha256()
+_EMPTY_SHA256: Final = _BEGUN.hexdigest().encode()
 
 _SCOPE: Final = re.compile(
     rb"([A-Za-z0-9_+=,.@-]{1,128})/([0-9]{8})/([a-z0-9]+(?:-[a-z0-9]+){0,8})/([a-z0-9-]{1,32})/aws4_request"
@@ -77,13 +79,33 @@ _EXPIRED_TOKEN: Final = "The security token included in the request is expired" 
 
 # Signing keys by secret (its digest), date, region and service. What is here never speaks for a key: `find_key` is
 # asked for each request, so a revoked key's entry is dead weight until it is pushed out.
-_signing_keys: Final[dict[tuple[bytes, bytes, bytes, bytes], bytes]] = {}
+_signing_keys: Final[dict[tuple[bytes, bytes, bytes, bytes], _SigningKey]] = {}
 _SIGNING_KEYS_MAX: Final = 1024
 # Authorization headers up to their signature, as read. Only of requests that were let in, so strangers can't fill it.
 _claims: Final[dict[bytes, _Claim]] = {}
 _CLAIMS_MAX: Final = 1024
 # An unknown key is verified against this one, so that it costs what a known one does.
 _DUMMY: Final = Key("unknown", Secret(secrets.token_hex(20)), "", "")
+
+
+class _SigningKey(NamedTuple):
+    """HMAC-SHA256 with this key, begun: both hashes have taken in the key's block."""
+
+    inner: hashlib._Hash
+    outer: hashlib._Hash
+
+    @classmethod
+    def of(cls, key: bytes) -> _SigningKey:
+        """`key`: 32 bytes."""
+        block = key.ljust(64, b"\0")
+        return cls(hashlib.sha256(bytes(b ^ 0x36 for b in block)), hashlib.sha256(bytes(b ^ 0x5C for b in block)))
+
+    def sign(self, text: bytes) -> bytes:
+        """The signature as it is sent: 64 hex digits."""
+        inner, outer = self.inner.copy(), self.outer.copy()
+        inner.update(text)
+        outer.update(inner.digest())
+        return outer.hexdigest().encode()
 
 
 class _Claim(NamedTuple):
@@ -144,7 +166,7 @@ def verify(
     _check_scope(claim, signed.time, service)
     _check_signed_names(claim.signed, tuple(fields), authorization is not None and b"x-amz-date" not in fields)
     _check_time(signed, now, skew_s)
-    body_hash = hashlib.sha256(request.body).hexdigest().encode() if request.body else _EMPTY_SHA256
+    body_hash = _sha256(request.body) if request.body else _EMPTY_SHA256
     if fields.get(b"x-amz-content-sha256", body_hash) != body_hash:
         raise InvalidSignatureException("The x-amz-content-sha256 of the request is not that of its body.")
 
@@ -158,11 +180,10 @@ def verify(
         claim.signed_text,
         body_hash,
     )
-    canonical_hash = hashlib.sha256(canonical).hexdigest().encode()
-    to_sign = b"%b\n%b\n%b\n%b" % (_ALGORITHM, signed.time, claim.scope, canonical_hash)
+    to_sign = b"%b\n%b\n%b\n%b" % (_ALGORITHM, signed.time, claim.scope, _sha256(canonical))
     cache_key = (key.secret.digest, claim.date, claim.region, claim.service)
     signing_key = _signing_keys.get(cache_key) or _derive(key.secret, claim)
-    right = hmac.compare_digest(hmac.digest(signing_key, to_sign, "sha256").hex().encode(), signed.signature)
+    right = hmac.compare_digest(signing_key.sign(to_sign), signed.signature)
     token_right = _token_is_right(key, signed.token)
     # An unknown key and a token that isn't its key's are told alike, whether or not the signature is right.
     if known is None or not token_right:
@@ -399,11 +420,18 @@ def _canonical_headers(request: Request, fields: dict[bytes, bytes], names: tupl
     )
 
 
-def _derive(secret: Secret, claim: _Claim) -> bytes:
+def _sha256(data: bytes) -> bytes:
+    """64 hex digits."""
+    begun = _BEGUN.copy()
+    begun.update(data)
+    return begun.hexdigest().encode()
+
+
+def _derive(secret: Secret, claim: _Claim) -> _SigningKey:
     key = b"AWS4" + secret.reveal().encode()
     for part in (claim.date, claim.region, claim.service, b"aws4_request"):
         key = hmac.digest(key, part, "sha256")
-    return key
+    return _SigningKey.of(key)
 
 
 def _token_is_right(key: Key, token: bytes | None) -> bool:
