@@ -44,6 +44,7 @@ def api(settings: Settings, ready: Callable[[], None]) -> None:
         knock=wake.knock,
         health=lambda: of_service(store, wake, time.time(), settings.image),
         skew_s=settings.skew_s,
+        metrics_token=settings.metrics_token,
         throttle=Throttle(reads_per_s=settings.throttle_reads_per_s, writes_per_s=settings.throttle_writes_per_s),
     )
     app.door = door = Door(app, Limits(hosts=frozenset(settings.hosts)))

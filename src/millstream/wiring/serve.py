@@ -34,6 +34,7 @@ STOP_S: Final = 20.0
 LOCK_S: Final = 5.0  # a killed service's roles notice within this time
 RESTART_S_MAX: Final = 10.0
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
 
 
 def serve(settings: Settings, *, ready: Callable[[], None] = lambda: None, adopt: bool = False) -> int:
@@ -219,7 +220,9 @@ def _child(role: str, settings: Settings, ready: int, parent: int, locks: list[i
     """The new process: one role, then the end. Never returns."""
     code = 1
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        libc.prctl(_PR_SET_NAME, f"ms-{role}".encode())  # what ps and top show
         if os.getppid() != parent:  # it died in between
             os._exit(1)
         if sys.platform == "linux":
