@@ -93,7 +93,11 @@ def docker_url(engine_host: None, image_cache: Path) -> Iterator[str]:
         )
         try:
             deadline = time.monotonic() + 60
-            while subprocess.run(["curl", "-sf", "--unix-socket", f"{run}/docker.sock", "http://d/_ping"], capture_output=True, check=False).returncode:
+            while subprocess.run(
+                ["curl", "-sf", "--unix-socket", f"{run}/docker.sock", "http://d/_ping"],
+                capture_output=True,
+                check=False,
+            ).returncode:
                 assert process.poll() is None, (run / "log").read_text()[-2000:]
                 assert time.monotonic() < deadline, (run / "log").read_text()[-2000:]
                 time.sleep(0.1)
@@ -147,7 +151,11 @@ def new_machine() -> Iterator[Callable[..., MachineSpec]]:
 
 
 def gone(driver: Driver, machine_id: str) -> None:
-    until(lambda: driver.look(machine_id), lambda s: s.observed is Observed.ABSENT, before=lambda: driver.release(machine_id))
+    until(
+        lambda: driver.look(machine_id),
+        lambda s: s.observed is Observed.ABSENT,
+        before=lambda: driver.release(machine_id),
+    )
 
 
 def ready(driver: Driver, spec: MachineSpec) -> Sighting:
@@ -155,7 +163,10 @@ def ready(driver: Driver, spec: MachineSpec) -> Sighting:
 
 
 def until(
-    look: Callable[[], T], holds: Callable[[T], bool], limit_s: float = READY_LIMIT_S, before: Callable[[], None] | None = None
+    look: Callable[[], T],
+    holds: Callable[[T], bool],
+    limit_s: float = READY_LIMIT_S,
+    before: Callable[[], None] | None = None,
 ) -> T:
     """Look until it holds; what was seen last is told when it never does."""
     deadline = time.monotonic() + limit_s

@@ -8,8 +8,8 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
-from engine_fixture import gone, ready, until
 
+from engine_fixture import gone, ready, until
 from millstream.capacity.driver import CapacityError, Driver, Refused
 from millstream.model.records import Observed
 
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
     from millstream.model.records import MachineSpec
 
-DRIVERS = ["simulated", pytest.param("podman", marks=pytest.mark.engine), pytest.param("docker", marks=pytest.mark.engine)]
+DRIVERS = [
+    "simulated",
+    pytest.param("podman", marks=pytest.mark.engine),
+    pytest.param("docker", marks=pytest.mark.engine),
+]
 
 
 @pytest.fixture

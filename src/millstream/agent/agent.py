@@ -17,7 +17,6 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
 
 STARTED = time.monotonic()
 LINE_MAX = 4096  # a question is a few words
@@ -81,6 +80,8 @@ class Part:
         with contextlib.suppress(ChildProcessError):  # adopted ones are reaped by process 1
             os.waitpid(self.pid, os.WNOHANG)
         os.close(self.handle)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGTERM)  # what it leaves behind would stand in the way of the next one
         self.handle, self.pid = -1, 0
         self.pause_s = 0.1 if time.monotonic() - self.born > 10.0 else min(self.pause_s * 2, 10.0)
         self.due = time.monotonic() + self.pause_s
@@ -104,7 +105,9 @@ class Agent:
         self.agent_restarts = agent_restarts
         self.version = os.environ.get("MILLSTREAM_AGENT_VERSION", "")
         person = pwd.getpwnam(PERSON)
-        self.display = Part("display", XVNC, ENGINE_USER, {"HOME": "/nonexistent", "LANG": "C.UTF-8"}, f"{RUN}/display.log")
+        self.display = Part(
+            "display", XVNC, ENGINE_USER, {"HOME": "/nonexistent", "LANG": "C.UTF-8"}, f"{RUN}/display.log"
+        )
         self.session = Part("session", SESSION, PERSON, session_environment(person), f"{RUN}/session.log")
         self.ready = False
         self.stopping = False
@@ -259,7 +262,7 @@ def prepare_display() -> None:
     for folder in ("/tmp/.X11-unix", "/tmp/.ICE-unix"):  # noqa: S108
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder)  # noqa: PTH102
-        os.chmod(folder, 0o1777)  # noqa: PTH101
+        os.chmod(folder, 0o1777)  # noqa: PTH101, S103 - as X itself makes it, sticky
     if os.path.exists(COOKIE):  # noqa: PTH110
         return
     # One Xauthority entry for any host name (65535), display 1: containers are renamed, cookies aren't.

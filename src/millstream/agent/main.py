@@ -28,7 +28,7 @@ def start_agent(restarts: int) -> int:
 
         agent.run(restarts)
         code = 0
-    except BaseException:  # noqa: BLE001 - a forked child must not come back into the loop of process 1
+    except BaseException:  # a forked child must not come back into the loop of process 1
         import traceback
 
         traceback.print_exc()
@@ -59,7 +59,7 @@ def main() -> None:
 
 def reaped() -> set[int]:
     """Every child that has ended, ours and the orphans that the kernel gave us."""
-    ended = set()
+    ended: set[int] = set()
     while True:
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)

@@ -22,14 +22,15 @@ import msgspec
 from millstream import agent as agent_package
 from millstream.capacity.containers import stream
 from millstream.capacity.containers.engine import Engine, folder_id, unmount_below
-from millstream.capacity.containers.image import cache_folder, list_images
+from millstream.capacity.containers.image import build_base_image, cache_folder, list_images, remove_image
 from millstream.capacity.containers.network import Network, interface_id, mac_of, resolvers
 from millstream.capacity.driver import CapacityError, Refused
 from millstream.model.records import Health, Observed, Sighting, Survey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
+    from millstream.capacity.containers.image import Progress
     from millstream.model.records import BaseImage, MachineSpec
 
 PREFIX: Final = "ms-"
@@ -88,7 +89,7 @@ class ContainersDriver:
     ) -> None:
         self.data = data.resolve()
         self.id = folder_id(self.data)
-        self.image_cache = image_cache or cache_folder(self.data)
+        self.image_cache = image_cache or cache_folder()
         self.engine = Engine(self.data, engine_url, self.image_cache)
         self.network = Network(self.data, self.engine)
         self.allow_unmapped = allow_unmapped
@@ -122,23 +123,32 @@ class ContainersDriver:
         """See `Driver.images`."""
         return list_images(self.engine)
 
+    def build_image(self, progress: Progress | None = None, *, fresh: bool = False) -> BaseImage:
+        """Bring the base image into the engine, building it if need be. See `build_base_image`."""
+        return build_base_image(self.engine, self.image_cache or self.data / "cache", progress, fresh=fresh)
+
+    def remove_image(self, name: str) -> None:
+        """Take a base image from the engine. Raises CapacityError."""
+        remove_image(self.engine, name)
+
     def health(self) -> Health:
         """See `Driver.health`."""
         try:
             with self.engine.calls(limit_s=5.0) as api:
                 api.ping()
             if not self.images():
-                return Health(False, "image.none", "no base image is there yet", "millstream image build")
+                return _unhealthy("image.none", "no base image is there yet", "millstream image build")
             self._refuse_unmapped()
             self.network.guard()
             free = shutil.disk_usage(self.data).free
             if free < DISK_RESERVE_BYTES:
-                return Health(False, "disk.full", f"{free >> 20} MiB are free below {self.data}", "free some space there")
+                why = f"{free >> 20} MiB are free below {self.data}"
+                return _unhealthy("disk.full", why, "free some space there")
         except (CapacityError, Refused) as error:
-            return Health(False, error.code, str(error), "millstream doctor")
+            return _unhealthy(error.code, str(error), "millstream doctor")
         except Exception as error:
-            return Health(False, "engine.error", repr(error)[:300], "millstream doctor")
-        return Health(True)
+            return _unhealthy("engine.error", repr(error)[:300], "millstream doctor")
+        return Health(ok=True)
 
     # --- verbs ---------------------------------------------------------------------------------------------------
 
@@ -156,19 +166,14 @@ class ContainersDriver:
         agent = self._place_agent(spec.agent_version)
         config = self._container(spec, image, agent)
         try:
-            with self.engine.calls() as api:
-                response = api.post(
-                    api._url("/containers/create"),  # noqa: SLF001 - create_container() knows neither `auto` nor a MAC
-                    params={"name": PREFIX + spec.id},
-                    json=config,
-                    timeout=api.timeout,
-                )
-                api._raise_for_status(response)  # noqa: SLF001 - as above
-        except CapacityError as error:
-            if "already in use" in str(error) or " 409" in str(error):
-                return  # made by a call that was cut off
-            if "network" in str(error) and "not found" in str(error):
-                self.network.forget()
+            with self.engine.calls() as api, _fine_when(409):  # 409: made by a call that was cut off
+                # docker-py's create_container() knows neither `auto` nor a MAC; its session and its errors do.
+                raw = cast("Any", api)
+                url = raw._url("/containers/create")  # noqa: SLF001 - as said above
+                answer = raw.post(url, params={"name": PREFIX + spec.id}, json=config, timeout=raw.timeout)
+                raw._raise_for_status(answer)  # noqa: SLF001
+        except CapacityError:
+            self.network.forget()  # it may be gone
             raise
 
     def start(self, spec: MachineSpec) -> None:
@@ -191,7 +196,7 @@ class ContainersDriver:
         facts = self._inspect(machine_id)
         if facts is None or facts.state != "running":
             return
-        with self.engine.calls(limit_s=STOP_LIMIT_S + 20.0) as api, _fine_when(api, 304, 404):
+        with self.engine.calls(limit_s=STOP_LIMIT_S + 20.0) as api, _fine_when(304, 404):
             api.stop(PREFIX + machine_id, timeout=STOP_LIMIT_S)
 
     def release(self, machine_id: str) -> None:
@@ -199,7 +204,7 @@ class ContainersDriver:
         _checked(machine_id)
         for attempt in range(RELEASE_TRIES):
             try:
-                with self.engine.calls() as api, _fine_when(api, 404):
+                with self.engine.calls() as api, _fine_when(404):
                     api.remove_container(PREFIX + machine_id, v=True, force=True)
                 break
             except CapacityError as error:
@@ -243,7 +248,10 @@ class ContainersDriver:
             "MemorySwap": memory,  # both together: no swap
             "PidsLimit": PROCESSES_MAX,
             "ShmSize": min(SHM_BYTES, memory // 4),
-            "Tmpfs": {"/tmp": f"rw,nosuid,nodev,size={int(memory * TMP_SHARE)},mode=1777", "/run": "rw,nosuid,nodev,size=64m,mode=0755"},
+            "Tmpfs": {
+                "/tmp": f"rw,nosuid,nodev,size={int(memory * TMP_SHARE)},mode=1777",  # noqa: S108 - the machine's own
+                "/run": "rw,nosuid,nodev,size=64m,mode=0755",
+            },
             "Ulimits": [
                 {"Name": "core", "Soft": 0, "Hard": 0},
                 {"Name": "nofile", "Soft": OPEN_FILES_MAX, "Hard": OPEN_FILES_MAX},
@@ -320,7 +328,7 @@ class ContainersDriver:
 
     def _inspect(self, machine_id: str) -> _Facts | None:
         _checked(machine_id)
-        with self.engine.calls(limit_s=10.0) as api, _fine_when(api, 404):
+        with self.engine.calls(limit_s=10.0) as api, _fine_when(404):
             return _Facts.inspected(api.inspect_container(PREFIX + machine_id))
         return None
 
@@ -378,7 +386,8 @@ class ContainersDriver:
 
     def _folders(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
-            return [name for name in os.listdir(self.data / stream.MACHINES) if stream.MACHINE_ID.fullmatch(name)]
+            folders = (self.data / stream.MACHINES).iterdir()
+            return [folder.name for folder in folders if stream.MACHINE_ID.fullmatch(folder.name)]
         return []
 
     def _make_folder(self, machine_id: str) -> None:
@@ -473,13 +482,17 @@ def _meminfo(key: str) -> int:
     return int(found[1]) << 10
 
 
+def _unhealthy(code: str, why: str, then: str) -> Health:
+    return Health(ok=False, code=code, why=why, next=then)
+
+
 def _checked(machine_id: str) -> None:
     if not stream.MACHINE_ID.fullmatch(machine_id):
         raise Refused("a machine's id is 32 hex digits", code="machine.bad-id")
 
 
 @contextlib.contextmanager
-def _fine_when(_api: object, *codes: int) -> Any:
+def _fine_when(*codes: int) -> Iterator[None]:
     """These answers of the engine are no errors."""
     import docker.errors
 

@@ -246,7 +246,7 @@ class Engine:
             client = self._take()
         except (docker.errors.DockerException, OSError) as error:
             raise CapacityError(f"the engine at {self.url} does not answer", code="engine.no-answer") from error
-        client.timeout = limit_s
+        client.timeout = limit_s  # type: ignore[assignment] # seconds may be a fraction
         broken = True
         try:
             yield client
@@ -404,7 +404,9 @@ def _try_runtime(path: str, bundle: Path) -> str:
     except subprocess.TimeoutExpired:
         return "it hangs"
     finally:
-        subprocess.run([*command, "delete", "--force", name], env={"PATH": ENGINE_PATH}, capture_output=True, check=False)
+        subprocess.run(
+            [*command, "delete", "--force", name], env={"PATH": ENGINE_PATH}, capture_output=True, check=False
+        )
         # The bundle stays: it is four empty folders. A recursive removal near a mount of /usr is not to be dared.
 
 

@@ -60,12 +60,21 @@ def check_host() -> list[Health]:
     found = []
     if missing:
         why = f"not installed: {', '.join(missing)}"
-        found.append(Health(False, "host.packages", why, f"apt-get install --no-install-recommends {' '.join(missing)}"))
+        found.append(
+            Health(
+                ok=False,
+                code="host.packages",
+                why=why,
+                next=f"apt-get install --no-install-recommends {' '.join(missing)}",
+            )
+        )
     if os.geteuid() != 0:
-        found.append(Health(False, "host.not-root", "the embedded engine runs as root", "sudo millstream serve"))
+        found.append(
+            Health(ok=False, code="host.not-root", why="the embedded engine runs as root", next="sudo millstream serve")
+        )
     if any(not _has_range(path.read_text(encoding="utf-8") if path.exists() else "") for path in RANGE_FILES):
         why = "/etc/subuid or /etc/subgid has no range for `containers`, so machines would have no uids of their own"
-        found.append(Health(False, "host.no-uid-range", why, "sudo millstream doctor --fix"))
+        found.append(Health(ok=False, code="host.no-uid-range", why=why, next="sudo millstream doctor --fix"))
     return found
 
 

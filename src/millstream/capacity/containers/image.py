@@ -71,13 +71,15 @@ STEPS: Final = (
 )
 
 
-def cache_folder(data: Path) -> Path | None:
+def cache_folder() -> Path | None:
     """Where built images are kept for several data folders, if the operator names a place."""
     place = os.environ.get("MILLSTREAM_IMAGE_CACHE")
     return Path(place).resolve() if place else None
 
 
-def build_base_image(engine: Engine, cache: Path, progress: Progress | None = None, *, fresh: bool = False) -> BaseImage:
+def build_base_image(
+    engine: Engine, cache: Path, progress: Progress | None = None, *, fresh: bool = False
+) -> BaseImage:
     """Bring the base image into the engine; build it only if `cache` has none of this recipe. Idempotent.
 
     `fresh` builds anew, with the versions that Debian has today. Takes about a minute on two cores, an import
@@ -171,7 +173,7 @@ def packages() -> list[str]:
 
 
 def debian_sources() -> list[str]:
-    """This host's own sources for Debian's main and security suites, as deb822 stanzas; else Debian's public ones."""
+    """The host's own sources for Debian's main and security suites, as deb822 stanzas; else Debian's public ones."""
     places: dict[str, set[str]] = {}
     if shutil.which("apt-get", path=ENGINE_PATH):
         wanted = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(SIGNED_BY)"
@@ -232,14 +234,13 @@ def _build(tarball: Path, cache: Path, tell: Callable[[str], None]) -> None:
 
 def _hooks(desktop: Path | str, sources: Path | str, versions: Path | str) -> list[str]:
     """Shell lines run on the finished tree `$1`, in order."""
+    nobody, person = "--shell /usr/sbin/nologin millstream", "ImageBuilderAdmin"
     return [
         f'cp -a --no-preserve=ownership "{desktop}/rootfs/." "$1/"',
         f'rm -f "$1/etc/apt/sources.list"; cp "{sources}" "$1/etc/apt/sources.list.d/debian.sources"',
         f'chroot "$1" groupadd --gid {ENGINE_UID} millstream',
-        f'chroot "$1" useradd --uid {ENGINE_UID} --gid {ENGINE_UID} --no-create-home --home-dir /nonexistent '
-        "--shell /usr/sbin/nologin millstream",
-        f'chroot "$1" useradd --uid {PERSON_UID} --create-home --shell /bin/bash --comment "Image builder" '
-        "ImageBuilderAdmin",
+        f'chroot "$1" useradd --uid {ENGINE_UID} --gid {ENGINE_UID} --no-create-home --home-dir /nonexistent {nobody}',
+        f'chroot "$1" useradd --uid {PERSON_UID} --create-home --shell /bin/bash --comment "Image builder" {person}',
         'chroot "$1" fc-cache --system-only || true',
         f'chroot "$1" dpkg-query --show --showformat "\\${{Package}}=\\${{Version}}\\n" > "{versions}"',
         # What must differ between two machines is made at the first start, not here.
@@ -281,7 +282,9 @@ def _run_visibly(command: list[str], work: Path, tell: Callable[[str], None]) ->
         code = process.wait(BUILD_LIMIT_S)
     if code:
         why = next((line for line in reversed(said) if re.match(r"(E|W): ", line) and "mmdebstrap" not in line), "")
-        raise CapacityError(f"the base image could not be built: {why or ' '.join(said[-2:])}"[:500], code="image.build")
+        raise CapacityError(
+            f"the base image could not be built: {why or ' '.join(said[-2:])}"[:500], code="image.build"
+        )
 
 
 def _import(engine: Engine, tarball: Path, recipe: str) -> None:
@@ -300,7 +303,11 @@ def _import(engine: Engine, tarball: Path, recipe: str) -> None:
     options = [option for change in changes for option in ("--change", change)]
     store = podman.image_store
     # With a cache for several data folders, the image goes into a store that all their engines read.
-    into = ["--root", str(store), "--runroot", str(podman.folder / "run" / "cache"), "--storage-driver", "overlay"] if store else []
+    into = (
+        ["--root", str(store), "--runroot", str(podman.folder / "run" / "cache"), "--storage-driver", "overlay"]
+        if store
+        else []
+    )
     command = podman.command(*into, "import", "--quiet", *options, str(tarball), f"localhost/{reference}:{recipe}")
     environment = podman.environment()
     if into:

@@ -86,7 +86,9 @@ class Network:
                 for network in api.networks(filters={"label": f"millstream.data={self.id}"}):
                     api.remove_network(network["Id"] if self.engine.kind == "docker" else network["Name"])
             self._guarded_at, self._installed = float("-inf"), ""
-            fresh = "".join(f"table {family} {self.table} {{}}\ndelete table {family} {self.table}\n" for family in FAMILIES)
+            fresh = "".join(
+                f"table {family} {self.table} {{}}\ndelete table {family} {self.table}\n" for family in FAMILIES
+            )
             _nft(fresh)
 
     def _make(self, internet: bool) -> None:
@@ -112,12 +114,14 @@ class Network:
                 if response.status_code != 200:
                     raise CapacityError(f"the engine made no network: {response.text[:300]}", code="network.refused")
                 return
+            from docker.types import IPAMConfig, IPAMPool
+
             api.create_network(
                 name,
                 driver="bridge",
                 internal=not internet,
                 labels=labels,
-                ipam={"Driver": "default", "Config": [{"Subnet": str(subnet), "Gateway": str(subnet[1])}]},
+                ipam=IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet), gateway=str(subnet[1]))]),
                 options={
                     "com.docker.network.bridge.name": bridge,
                     "com.docker.network.bridge.enable_icc": "false",
@@ -197,11 +201,8 @@ table bridge {table} {{
 
 def local_resolvers() -> list[str]:
     """Resolvers that this host asks and that are this host itself, at an address that a machine can name."""
-    found = []
-    for address in resolvers():
-        if _run(["ip", "-json", "route", "get", address]).stdout.startswith('[{"type":"local"'):
-            found.append(address)
-    return found
+    local = '[{"type":"local"'
+    return [ip for ip in resolvers() if _run(["ip", "-json", "route", "get", ip]).stdout.startswith(local)]
 
 
 def resolvers() -> list[str]:
@@ -238,7 +239,9 @@ def way_out_mtu() -> int:
 def _nft(program: str) -> None:
     done = _run(["nft", "-f", "-"], program)
     if done.returncode:
-        raise CapacityError(f"the network guard can't be installed: {done.stderr.strip()[:300]}", code="network.no-guard")
+        raise CapacityError(
+            f"the network guard can't be installed: {done.stderr.strip()[:300]}", code="network.no-guard"
+        )
 
 
 def _run(command: list[str], given: str = "") -> subprocess.CompletedProcess[str]:
