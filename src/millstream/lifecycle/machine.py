@@ -6,7 +6,7 @@ from `TRANSITIONS`, and a test walks every pair (wanted, observed) to hold the t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, assert_never
 
 from millstream.lifecycle.actions import (
@@ -51,31 +51,34 @@ class Limits:
 
     start_s: float = 60.0  # from the engine's start to a display that answers; TigerVNC needs 0.5 s
     silent_s: float = 20.0  # an agent that does not answer, before the state says so
-    attempts_s: float = 300.0  # a create or start that the driver keeps putting off
+    attempts_s: float = 300.0  # a create, start or stop that the driver keeps putting off
     restarts_max: int = 5  # starts of its own in a row, before a machine that keeps dying is FAILED
     look_s: float = 0.05  # between looks at a machine that is coming up
     retry_s: float = 0.25  # first delay after a failure, doubled each time
     retry_s_max: float = 30.0
+    late_s: float = 5.0  # a look this late was kept from happening: see `watched`
+    hold_s_max: float = 1.0  # longest delay before a verb that was acknowledged and did not hold is repeated
 
 
 # state, what happened, state after it. Drawn into docs/lifecycle.md; the reading order is a builder's life.
 TRANSITIONS: Final[tuple[tuple[str, str, str], ...]] = (
     ("", "CreateImageBuilder", "PENDING"),
     ("PENDING", "agent and display answer", "RUNNING"),
-    ("PENDING", "refused, or put off for too long", "FAILED"),
+    ("PENDING", "refused, put off for too long, not ready in time, or lost", "FAILED"),
     ("PENDING", "DeleteImageBuilder", "DELETING"),
     ("RUNNING", "StopImageBuilder", "STOPPING"),
-    ("RUNNING", "the machine stopped by itself", "REBOOTING"),
-    ("RUNNING", "the agent is silent too long, or the machine is lost", "FAILED"),
+    ("RUNNING", "the machine stopped or restarted by itself", "REBOOTING"),
+    ("RUNNING", "refused, the agent is silent too long, or the machine is lost", "FAILED"),
     ("RUNNING", "DeleteImageBuilder", "DELETING"),
     ("REBOOTING", "agent and display answer", "RUNNING"),
     ("REBOOTING", "it does not come back", "FAILED"),
     ("STOPPING", "the engine says stopped", "STOPPED"),
-    ("STOPPING", "the machine is lost", "FAILED"),
+    ("STOPPING", "refused, put off for too long, or the machine is lost", "FAILED"),
     ("STOPPED", "StartImageBuilder", "PENDING"),
-    ("STOPPED", "the machine is lost", "FAILED"),
+    ("STOPPED", "refused, or the machine is lost", "FAILED"),
     ("STOPPED", "DeleteImageBuilder", "DELETING"),
-    ("FAILED", "agent and display answer again", "RUNNING"),
+    ("FAILED", "RUNNING is wanted, and agent and display answer again", "RUNNING"),
+    ("FAILED", "STOPPED is wanted, and the engine says stopped at last", "STOPPED"),
     ("FAILED", "DeleteImageBuilder", "DELETING"),
     ("DELETING", "the driver says gone", ""),
 )
@@ -108,7 +111,7 @@ def _towards_stopped(machine: Machine, sighting: Sighting) -> Action:
         case Observed.STARTING | Observed.READY | Observed.SILENT:
             return Stop()
         case Observed.STOPPED:
-            return Rest() if machine.state == "STOPPED" else Settle("STOPPED")
+            return Rest() if machine.state == "STOPPED" and machine.error is None else Settle("STOPPED")
         case _:
             return _lost(machine)
 
@@ -148,11 +151,13 @@ def _start_again(machine: Machine, limits: Limits) -> Action:
 
 
 def _coming_up(machine: Machine, sighting: Sighting, now: float, limits: Limits) -> Action:
-    waited_s = now - (machine.started_at if machine.started_at is not None else machine.asked_at)
-    # A stepped clock must neither fail a machine that has just been started nor wait for ever.
-    if not -limits.start_s <= waited_s < limits.start_s:
-        if machine.state == "FAILED":
-            return Wait("the desktop is not ready", limits.retry_s_max)
+    if machine.state == "FAILED":
+        return Wait("the desktop is not ready", limits.retry_s_max)
+    # It restarted by itself, or the answer to its start was lost: nobody noted when. A start may be repeated, and
+    # notes it; the time limit runs from there.
+    if machine.started_at is None or machine.state == "RUNNING":
+        return Start("REBOOTING" if machine.state in {"RUNNING", "REBOOTING"} else "PENDING")
+    if now - machine.started_at >= limits.start_s:
         return Fail(
             "INTERNAL_SERVICE_ERROR",
             f"The desktop was not ready {limits.start_s:.0f} s after the machine's start"
@@ -165,9 +170,7 @@ def _silent(machine: Machine, sighting: Sighting, now: float, limits: Limits) ->
     reason = sighting.reason or "the machine's agent does not answer"
     if machine.state == "FAILED":
         return Wait(reason, limits.retry_s_max, silent=True)
-    if machine.silent_since is None or not 0 <= now - machine.silent_since < limits.silent_s:
-        if machine.silent_since is None or now < machine.silent_since:
-            return Wait(reason, 1.0, silent=True)
+    if machine.silent_since is not None and now - machine.silent_since >= limits.silent_s:
         return Fail(
             "INTERNAL_SERVICE_ERROR",
             f"The machine's agent has not answered for {limits.silent_s:.0f} s: {reason}.",
@@ -185,13 +188,47 @@ def _lost(machine: Machine) -> Action:
     )
 
 
-def put_off(machine: Machine, reason: str, now: float, limits: Limits) -> Action:
-    """After a verb failed with *not now*: wait longer each time, and give up at last, but never on a release."""
-    after_s: float = min(limits.retry_s * 2.0 ** min(machine.attempts, 16), limits.retry_s_max)
-    given_up = machine.wanted is Wanted.RUNNING and now - machine.asked_at > limits.attempts_s
-    if given_up and machine.state not in {"FAILED", "RUNNING"}:
+def put_off(machine: Machine, reason: str, limits: Limits) -> Fail | Wait:
+    """After a look or verb failed with *not now*: wait longer each time, and give up at last, but never on a release.
+
+    What was waited is counted in attempts, which no step of the clock and no pause of the service can change.
+    """
+    return _later(machine, machine.attempts, limits.retry_s, limits.retry_s_max, reason, limits)
+
+
+def not_held(machine: Machine, reason: str, limits: Limits) -> Fail | Wait:
+    """After a stop or release that the driver acknowledged before, and that this look says did not hold."""
+    return _later(machine, machine.starts - 1, limits.look_s, limits.hold_s_max, reason, limits)
+
+
+def _later(machine: Machine, before: int, first_s: float, most_s: float, reason: str, limits: Limits) -> Fail | Wait:
+    """After `before` delays in a row, each twice the last: one more, or the end."""
+    delays_s = [min(first_s * 2.0 ** min(number, 16), most_s) for number in range(min(before, 10_000) + 1)]
+    # A settled one's engine is away for a while: that is no reason to call it broken.
+    may_end = machine.wanted is not Wanted.GONE and machine.state not in SETTLED
+    if may_end and sum(delays_s[:-1]) >= limits.attempts_s:
         return Fail("INTERNAL_SERVICE_ERROR", f"Gave up after {limits.attempts_s:.0f} s: {reason}")
-    return Wait(reason, after_s)
+    return Wait(reason, delays_s[-1])
+
+
+def watched(machine: Machine, due: float | None, now: float, limits: Limits) -> Machine:
+    """The machine with its stamps moved past the time in which nobody looked: it counts towards no time limit.
+
+    A look far from when it was due means that the clock was stepped, the host slept, or the service was down or
+    overloaded. A late look still counts `late_s`, so every limit is reached after a bounded number of looks.
+    """
+    late_s = 0.0 if due is None else now - due
+    if abs(late_s) <= limits.late_s:
+        return machine
+    moved_s = late_s - limits.late_s if late_s > 0 else late_s
+    return replace(
+        machine,
+        # Of one that is up it is history, and names its streams' generation.
+        started_at=machine.started_at
+        if machine.started_at is None or machine.state == "RUNNING"
+        else machine.started_at + moved_s,
+        silent_since=None if machine.silent_since is None else machine.silent_since + moved_s,
+    )
 
 
 def differs(state: str, wanted: str, sighting: Sighting) -> bool:

@@ -89,7 +89,7 @@ class Machine:
     made: bool = False  # a driver has acknowledged `acquire`
     started_at: float | None = None  # the last `start` that the driver acknowledged, for time limits
     silent_since: float | None = None  # the agent has not answered since
-    starts: int = 0  # starts that the reconciler did by itself since it was last READY
+    starts: int = 0  # starts, stops or releases in a row that the driver acknowledged and that do not hold yet
     attempts: int = 0  # failures in a row of the current step
     version: int = 0  # grows with each write; a write on an older version is refused
     error: Problem | None = None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from millstream.capacity.driver import CapacityError, Driver
+from millstream.capacity.driver import CapacityError, Driver, Refused
 from millstream.lifecycle import machine as lifecycle
 from millstream.model.records import Health, Observed, Sighting
 from millstream.reconcile.executor import Executor
@@ -48,7 +49,7 @@ class Reconciler:
         self.driver = driver
         self.clock = clock
         self.threads = threads
-        self.executor = Executor(store, driver, by=f"{os.getpid()}", clock=clock, limits=limits)
+        self.executor = Executor(store, driver, by=f"{os.getpid()}-{secrets.token_hex(4)}", clock=clock, limits=limits)
         self.woken = threading.Event()
         self.stopping = threading.Event()
         self._working: set[str] = set()
@@ -97,9 +98,14 @@ class Reconciler:
         if working >= self.threads:
             return []
         now = self.clock()
-        rows = self.store.write(
-            lambda tx: tx.all("claim", by=self.executor.by, now=now, until=now + LEASE_S, most=self.threads + working)
-        ).result()
+        asked = {
+            "by": self.executor.by,
+            "now": now,
+            "until": now + LEASE_S,
+            "wait_max": self.executor.limits.retry_s_max + 1.0,
+            "most": self.threads + working,
+        }
+        rows = self.store.write(lambda tx: tx.all("claim", **asked)).result()
         with self._lock:
             fresh = [row["id"] for row in rows if row["id"] not in self._working][: self.threads - working]
             self._working.update(fresh)
@@ -131,8 +137,8 @@ class Reconciler:
         """Step everything that is due in this thread until nothing is (tests, demonstrations). How many steps."""
         taken = 0
         while taken < most and (claimed := self.claim()):
+            self._working.difference_update(claimed)
             for machine_id in claimed:
-                self._working.discard(machine_id)
                 self.executor.step(machine_id)
                 taken += 1
         return taken
@@ -212,8 +218,12 @@ class Reconciler:
             self.wake()
         for machine_id in sorted(unknown & self._strangers):
             log.warning("stranger", extra={"machine": machine_id, "code": "sweep.stranger"})
-            self.driver.release(machine_id)
-            self.released_strangers += 1
+            try:
+                self.driver.release(machine_id)
+            except (CapacityError, Refused) as error:  # one that stays keeps no other from going
+                log.warning("stranger", extra={"machine": machine_id, "code": error.code, "why": str(error)})
+            else:
+                self.released_strangers += 1
         self._strangers = unknown
         self.last_sweep_s = time.process_time() - started
 

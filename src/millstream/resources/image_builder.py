@@ -179,9 +179,12 @@ def describe_image_builders(call: Call, request: aws.DescribeImageBuildersReques
     """By names (all must exist), or by pages in the order of names, which stays stable while others come and go."""
     here = {"account": call.account, "region": call.region}
     size = page_size(call, request.get("MaxResults"), PAGE_MAX)
-    place = place_of(call, "DescribeImageBuilders", request.get("NextToken"))
+    asked = request.get("Names")
+    # A place among given names is a number, one among all is a name: a token of one kind is none of the other.
+    scope = "DescribeImageBuilders by name" if asked else "DescribeImageBuilders"
+    place = place_of(call, scope, request.get("NextToken"))
     token: str | None = None
-    if asked := request.get("Names"):
+    if asked:
         query = f"builder_{call.wire}"
         # The token numbers the page's first name: the caller sends the same names again.
         start = int(place or "0")
@@ -193,12 +196,13 @@ def describe_image_builders(call: Call, request: aws.DescribeImageBuildersReques
                 raise _not_found(name)
             documents.append(row[0])
         if start + size < len(wanted):
-            token = next_token(call, "DescribeImageBuilders", str(start + size))
+            token = next_token(call, scope, str(start + size))
     else:
-        rows = call.tx.all(f"page_{call.wire}", **here, after=place, most=size + 1)
-        documents = [row[1] for row in rows[:size]]
+        rows = call.tx.tuples(f"page_{call.wire}", **here, after=place, most=size + 1)
         if len(rows) > size:
-            token = next_token(call, "DescribeImageBuilders", rows[size - 1][0])
+            rows.pop()
+            token = next_token(call, scope, rows[-1][0])
+        documents = [document for _, document in rows]
     # Stored documents, joined by the wire: the type says what they hold.
     return cast("aws.DescribeImageBuildersResult", Page("ImageBuilders", documents, token))
 

@@ -44,6 +44,7 @@ class MachineRow:
     stepped_at: float  # when the last step ended: the next one is counted from there, so steps add up to the whole
     doing: str | None
     doing_since: float | None
+    due: float | None  # when it was to be looked at
 
 
 _SPEC = msgspec.json.Decoder(MachineSpec)
@@ -72,7 +73,13 @@ def from_row(row: Row) -> MachineRow:
         error=_PROBLEM.decode(row["error"]) if row["error"] else None,
     )
     return MachineRow(
-        machine, _FACTS.decode(row["facts"]), row["waiting"], row["stepped_at"], row["doing"], row["doing_since"]
+        machine,
+        _FACTS.decode(row["facts"]),
+        row["waiting"],
+        row["stepped_at"],
+        row["doing"],
+        row["doing_since"],
+        row["due"],
     )
 
 

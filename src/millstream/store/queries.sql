@@ -23,7 +23,7 @@ UPDATE access_key SET revoked = :now WHERE key_id = :key_id AND revoked IS NULL;
 
 -- name: machine
 SELECT id, owner, wanted, state, spec, asked_at, made, started_at, silent_since, starts, attempts, version, error,
-    facts, waiting, doing, doing_since, stepped_at
+    facts, waiting, doing, doing_since, stepped_at, due
 FROM machine WHERE id = :id;
 
 -- name: add_machine
@@ -32,17 +32,19 @@ VALUES (:id, :owner, :wanted, :state, :spec, :now, :now, :now);
 
 -- name: want
 -- What an API handler writes: the new wish, the state that shows it, and that it is due now.
-UPDATE machine SET wanted = :wanted, state = :state, asked_at = :now, stepped_at = :now, due = :now, attempts = 0, starts = 0,
-    silent_since = NULL, error = CASE WHEN :keep_error THEN error END, waiting = '', version = version + 1
+UPDATE machine SET wanted = :wanted, state = :state, asked_at = :now, stepped_at = :now, due = :now, attempts = 0,
+    starts = 0, started_at = NULL, silent_since = NULL, error = CASE WHEN :keep_error THEN error END, waiting = '', version = version + 1
 WHERE id = :id;
 
 -- name: claim
 -- Machines that are due, leased to one reconciler. Its own leases come too: it knows which it still works on, and
--- a lease whose end could not be written (a full disk) is taken up again.
+-- a lease whose end could not be written (a full disk) is taken up again. Due or leased further ahead than anything
+-- is ever put off, it was written before the clock was set back.
 UPDATE machine SET lease_by = :by, lease_until = :until
 WHERE id IN (
     SELECT id FROM machine
-    WHERE due <= :now AND (lease_by IS NULL OR lease_by = :by OR lease_until <= :now OR lease_until > :now + 3600)
+    WHERE (due <= :now OR due > :now + :wait_max)
+        AND (lease_by IS NULL OR lease_by = :by OR lease_until <= :now OR lease_until > :until)
     ORDER BY due LIMIT :most
 )
 RETURNING id;
@@ -68,7 +70,8 @@ DELETE FROM machine WHERE id = :id AND lease_by = :by AND wanted = 'GONE';
 UPDATE machine SET lease_by = NULL, lease_until = NULL, doing = NULL, doing_since = NULL WHERE lease_by IS NOT NULL;
 
 -- name: wake_machine
-UPDATE machine SET due = :now WHERE id = :id AND due IS NULL;
+-- What follows is counted from here, not from when it came to rest.
+UPDATE machine SET due = :now, stepped_at = :now WHERE id = :id AND due IS NULL;
 
 -- name: machines_after
 -- All machines, by id, a slice at a time: for the sweep and for `survey`.
