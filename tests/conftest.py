@@ -1,0 +1,19 @@
+"""What all tests share: the engines' fixtures, and the promise that nothing is skipped where it counts."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytest_plugins = ["tests.engine_fixture"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """Under `make test` (MILLSTREAM_ALL_TESTS) a skipped test is a missing install step, so it fails."""
+    report = yield
+    if report.skipped and os.environ.get("MILLSTREAM_ALL_TESTS") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where every test must run: {report.longrepr}"
+    return report
