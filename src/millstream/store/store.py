@@ -65,7 +65,10 @@ class Tx:
         """As `all`, for pages of documents: rows without names cost a seventh less."""
         cursor = self._connection.cursor()
         cursor.row_factory = None
-        return cursor.execute(self._queries[query], parameters).fetchall()
+        try:
+            return cursor.execute(self._queries[query], parameters).fetchall()
+        except sqlite3.OperationalError as error:
+            raise _store_error(error) from error
 
     def run(self, query: str, /, **parameters: object) -> int:
         """How many rows it changed."""
