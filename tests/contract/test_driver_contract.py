@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_fixture import gone, ready, until
+from tests.engine_fixture import gone, ready, until
 from millstream.capacity.driver import CapacityError, Driver, Refused
 from millstream.model.records import Observed
 

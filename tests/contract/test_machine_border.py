@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_fixture import data_folder, gone, inside, machine_spec, ready, until
+from tests.engine_fixture import data_folder, gone, inside, machine_spec, ready, until
 from millstream.capacity.containers import stream
 from millstream.capacity.containers.driver import ContainersDriver
 from millstream.capacity.containers.network import MACHINE_MAC, resolvers

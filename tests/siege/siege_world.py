@@ -103,6 +103,17 @@ class Line:
                 break
         return Answer(0, {}, b"")
 
+    def send_and_finish(self, data: bytes) -> Answer:
+        """Send what may be no whole request, enough to end it, and read what comes, if anything."""
+        self._socket, self._held = socket.create_connection(self._at, self._limit_s), b""
+        try:
+            self._socket.sendall(data + b"\r\n\r\n" * 16)
+            return self._answer() or Answer(0, {}, b"")
+        except (ConnectionError, TimeoutError):
+            return Answer(0, {}, b"")
+        finally:
+            self.close()
+
     def _answer(self) -> Answer | None:
         while b"\r\n\r\n" not in self._held:
             if not self._more():
