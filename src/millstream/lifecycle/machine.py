@@ -203,7 +203,7 @@ def not_held(machine: Machine, reason: str, limits: Limits) -> Fail | Wait:
 
 def _later(machine: Machine, before: int, first_s: float, most_s: float, reason: str, limits: Limits) -> Fail | Wait:
     """After `before` delays in a row, each twice the last: one more, or the end."""
-    delays_s = [min(first_s * 2.0 ** min(number, 16), most_s) for number in range(min(before, 10_000) + 1)]
+    delays_s = [min(first_s * 2.0 ** min(number, 16), most_s) for number in range(max(0, min(before, 10_000)) + 1)]
     # A settled one's engine is away for a while: that is no reason to call it broken.
     may_end = machine.wanted is not Wanted.GONE and machine.state not in SETTLED
     if may_end and sum(delays_s[:-1]) >= limits.attempts_s:
