@@ -56,9 +56,7 @@ class Bench:
     names: list[str]
 
     def requests(self, kind: str, wire: str) -> list[bytes]:
-        members = (
-            [{"Names": [name]} for name in self.names[:200]] if kind == "one" else [{"MaxResults": PAGE}]
-        )
+        members = [{"Names": [name]} for name in self.names[:200]] if kind == "one" else [{"MaxResults": PAGE}]
         return [signing.request(self.key, self.ours[1], wire, "DescribeImageBuilders", each) for each in members]
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import selectors
 import socket
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 
 @dataclass(slots=True)
@@ -32,33 +37,47 @@ class Clients:
 
     def run(self, requests: list[bytes], total: int, wants: bytes = b" 200 ") -> Load:
         """Send `total` requests, those of `requests` in turn; every answer's first line must hold `wants`."""
+        endless = itertools.islice(itertools.cycle(requests), total)
+        return self._run([endless] * len(self._sockets), wants)
+
+    def run_stories(self, stories: list[list[bytes]]) -> Load:
+        """Send each story's requests in order, one story after the other on each connection."""
+        waiting = iter(stories)
+        each = itertools.chain.from_iterable
+        return self._run([each(waiting) for _ in self._sockets], b" 200 ")
+
+    def _run(self, sources: Sequence[Iterator[bytes]], wants: bytes) -> Load:
+        source_of = dict(zip(self._sockets, sources, strict=True))
         sent: dict[socket.socket, float] = {}
         latencies: list[float] = []
         partial: dict[socket.socket, bytes] = {}
         began = time.perf_counter()
-        next_at = 0
-        for connection in self._sockets[:total]:
-            sent[connection] = time.perf_counter()
-            connection.sendall(requests[next_at % len(requests)])
-            next_at += 1
-        while len(latencies) < total:
-            for key, _ in self._selector.select(10.0):
+
+        def send(connection: socket.socket) -> None:
+            request = next(source_of[connection], None)
+            if request is not None:
+                sent[connection] = time.perf_counter()
+                connection.sendall(request)
+
+        for connection in self._sockets:
+            send(connection)
+        while sent:
+            ready = self._selector.select(10.0)
+            if not ready:
+                raise TimeoutError(f"{len(sent)} requests have had no answer for 10 s")
+            for key, _ in ready:
                 connection = key.fileobj
                 assert isinstance(connection, socket.socket)
                 data = partial.pop(connection, b"") + connection.recv(262144)
                 if not _whole(data):
                     if not data:
-                        raise ValueError("the server closed the connection")
+                        raise ConnectionError("the server closed the connection")
                     partial[connection] = data
                     continue
-                now = time.perf_counter()
-                latencies.append(now - sent[connection])
+                latencies.append(time.perf_counter() - sent.pop(connection))
                 if wants not in data[:16]:
                     raise ValueError(f"an answer that was not wanted: {data[:600]!r}")
-                if next_at < total:
-                    sent[connection] = now
-                    connection.sendall(requests[next_at % len(requests)])
-                    next_at += 1
+                send(connection)
         return Load(time.perf_counter() - began, latencies)
 
     def close(self) -> None:

@@ -48,7 +48,7 @@ def fill(folder: Path, builders: int, *, simulated: bool = False) -> tuple[Key, 
     )
     connection.executemany(
         "INSERT INTO image_builder (account, region, name, arn, machine_id, instance_type, asked, json, cbor) "
-        f"VALUES ('{ACCOUNT}', '{REGION}', ?, ?, ?, 'stream.standard.medium', ?, ?, ?)",  # noqa: S608 - our own words
+        f"VALUES ('{ACCOUNT}', '{REGION}', ?, ?, ?, 'stream.standard.medium', ?, ?, ?)",
         _builders(builders),
     )
     connection.execute("COMMIT")

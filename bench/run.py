@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FIGURES: Final = {
     "describe": ("bench.api", "describe"),
     "stored": ("bench.api", "stored"),
+    "pairs": ("bench.service", "pairs"),
+    "start": ("bench.service", "start"),
+    "settled": ("bench.service", "settled"),
 }
 
 

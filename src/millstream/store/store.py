@@ -14,16 +14,16 @@ import sqlite3
 import threading
 import uuid
 from concurrent.futures import Future
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
 T = TypeVar("T")
 Row = sqlite3.Row
 
+_HERE: Final = Path(__file__).parent
 # How long a writer waits for another role's commit before it says that the store is busy.
 BUSY_S: Final = 10.0
 # Calls that share one commit: enough that the disk's sync is no limit, few enough that none waits long.
@@ -302,7 +302,7 @@ def _newer(path: Path, found: int, newest: int) -> StoreError:
 
 
 def _named_queries() -> dict[str, str]:
-    text = resources.files(__package__).joinpath("queries.sql").read_text(encoding="utf-8")
+    text = _HERE.joinpath("queries.sql").read_text(encoding="utf-8")
     parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)
     return {
         name: "\n".join(line for line in sql.splitlines() if not line.startswith("--")).strip().rstrip(";")
@@ -311,8 +311,7 @@ def _named_queries() -> dict[str, str]:
 
 
 def _migrations() -> list[str]:
-    folder = resources.files(__package__).joinpath("migrations")
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
+    files = sorted(_HERE.joinpath("migrations").glob("*.sql"))
     return [file.read_text(encoding="utf-8") for file in files]
 
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from millstream.capacity.registry import DRIVERS
 from millstream.model.agent import AGENT_VERSION
 from millstream.model.identity import Key, Secret
-from millstream.resources.call import Service
 from millstream.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from millstream.capacity.driver import Driver
+    from millstream.resources.call import Service
     from millstream.store.store import Tx
     from millstream.wiring.settings import Settings
 
@@ -109,6 +109,8 @@ def signing_keys(store: Store) -> tuple[list[bytes], bytes]:
 
 def make_service(settings: Settings, store: Store) -> Service:
     """What the API's handlers need to know of the settings."""
+    from millstream.resources.call import Service
+
     tickets, tokens = signing_keys(store)
     return Service(
         public_url=settings.edge_url,

@@ -1,8 +1,10 @@
-"""The three roles, each runnable alone: api (programs), edge (people), reconcile (machines)."""
+"""The three roles, each runnable alone: api (programs), edge (people), reconcile (machines).
+
+Each loads what it needs when it runs: what is imported at the top here, all of them and their watcher hold in memory.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
 import threading
@@ -17,6 +19,7 @@ from millstream.wiring.confine import confine
 from millstream.wiring.settings import Settings, address
 
 if TYPE_CHECKING:
+    import asyncio
     import ssl
     from collections.abc import Callable, Coroutine
     from typing import Any
@@ -184,6 +187,8 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
 
 def _run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
     """Run until SIGTERM or SIGINT."""
+    import asyncio
+
     import uvloop
 
     async def until_told() -> None:
