@@ -1,6 +1,6 @@
 """Key press → changed pixels, through the edge and at the display directly, in turns on one real Xvnc.
 
-`python bench/edge_key_to_pixel.py [RUNS]` prints medians and the edge's own cost; the edge is a process of its own.
+`python -m bench.edge_key_to_pixel [RUNS]` prints medians and the edge's own cost; the edge is a process of its own.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).parents[1])]
 
 from tests.edge.edge_client import cookie, viewer
 from tests.edge.edge_world import Desktop, EdgeServer, Rows, Sockets
