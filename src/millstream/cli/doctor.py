@@ -32,16 +32,8 @@ IMAGE_AGE_S_MAX: Final = 60 * 86400.0  # Debian's security suite moves every few
 # The container escapes of November 2025; fixed in these releases of runc, and by distributions in older ones.
 RUNC_FIXED: Final = ((1, 2, 8), (1, 3, 3))
 RUNC_HOLES: Final = ("CVE-2025-31133", "CVE-2025-52565", "CVE-2025-52881")
-TOOLS: Final = {  # program: Debian package
-    "podman": "podman",
-    "runc": "runc",
-    "conmon": "conmon",
-    "nft": "nftables",
-    "iptables": "iptables",
-    "mmdebstrap": "mmdebstrap",
-}
 PLACES: Final = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin:/usr/lib/podman"
-SUB_IDS: Final = "containers:2147483647:2147483648"  # what Podman's manual suggests: the upper half of all ids
+UID_RANGE_FIX: Final = "millstream doctor --fix host.no-uid-range"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +72,10 @@ def checks(host: Host) -> Iterator[Check]:
     if host.settings.capacity != "containers":
         return
     yield _system()
-    yield _root(host)
     yield _memory(host)
     yield _cgroups(host)
     if not host.settings.engine:
-        yield _subordinate_ids(host)
-        yield _tools(host)
+        yield from _prepared()
         yield _runc(host)
     yield _guard(host)
 
@@ -125,11 +115,6 @@ def _system() -> Check:
     return Check("host.system", "uname", f"{os.uname().sysname} {os.uname().release}", sys.platform == "linux")
 
 
-def _root(host: Host) -> Check:
-    ok = os.geteuid() == 0 or bool(host.settings.engine)
-    return Check("host.root", "user id", str(os.geteuid()), ok)
-
-
 def _memory(host: Host) -> Check:
     found = re.search(r"^MemTotal:\s+(\d+) kB", host.read("proc/meminfo"), re.MULTILINE)
     total = int(found[1]) * 1024 if found else 0
@@ -146,24 +131,25 @@ def _cgroups(host: Host) -> Check:
     return Check("host.cgroups", "/sys/fs/cgroup", "no memory, cpu and pids controllers", ok=False)
 
 
-def _subordinate_ids(host: Host) -> Check:
-    missing = [
-        name
-        for name in ("/etc/subuid", "/etc/subgid")
-        if not re.search(r"^containers:\d+:\d+", host.read(name.lstrip("/")), re.MULTILINE)
-    ]
-    fix = " && ".join(f"echo {SUB_IDS} >> {name}" for name in missing)
-    found = f"no line for containers in {' and '.join(missing)}" if missing else "a range for containers"
-    return Check("host.subordinate-ids", "/etc/subuid, /etc/subgid", found, not missing, fix)
+def _prepared() -> Iterator[Check]:
+    """What the embedded engine needs of the host: the driver's own checks, the good ones shown too."""
+    from millstream.capacity.containers import host as containers
 
-
-def _tools(host: Host) -> Check:
-    missing = {program: package for program, package in TOOLS.items() if host.which(program) is None}
-    found = f"missing: {', '.join(missing)}" if missing else "all there"
-    fix = (
-        f"apt-get update && apt-get install -y --no-install-recommends {' '.join(missing.values())}" if missing else ""
-    )
-    return Check("host.tools", ", ".join(TOOLS), found, not missing, fix)
+    found = {health.code: health for health in containers.check_host()}
+    for code, looked_at, good in (
+        ("host.not-root", "user id", f"{os.geteuid()}"),
+        ("host.packages", ", ".join(containers.TOOLS), "all there"),
+        ("host.no-uid-range", ", ".join(map(str, containers.RANGE_FILES)), f"a range for {containers.RANGE_USER}"),
+    ):
+        bad = found.get(code)
+        if bad is None:
+            yield Check(code, looked_at, good)
+            continue
+        fix = {
+            "host.packages": "apt-get update && " + bad.next.replace("apt-get install", "apt-get install -y"),
+            "host.no-uid-range": UID_RANGE_FIX,
+        }.get(code, "")
+        yield Check(code, looked_at, bad.why, ok=False, fix=fix)
 
 
 def _runc(host: Host) -> Check:
@@ -371,13 +357,19 @@ def _mend(bad: list[Check]) -> bool:
         done.add(check.fix)
         line = _command(check.fix)
         talk(f"$ {line}")
-        subprocess.run(["/bin/sh", "-c", line], stdout=sys.stderr, check=False)
+        if check.fix == UID_RANGE_FIX and os.geteuid() == 0:
+            from millstream.capacity.containers.host import prepare_host
+
+            for changed in prepare_host():
+                talk(f"  {changed}")
+        else:
+            subprocess.run(["/bin/sh", "-c", line], stdout=sys.stderr, check=False)
     return bool(done)
 
 
 def _command(fix: str) -> str:
     """The command as this user must give it."""
-    if fix.startswith("millstream "):
+    if fix.startswith("millstream image"):
         return fix
     import shlex
 

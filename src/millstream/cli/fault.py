@@ -75,7 +75,7 @@ class Word(click.ParamType[str]):
     ],
     examples=[
         "millstream fault add my-builder release before --times 2",
-        "millstream fault add my-builder start refused --error-code SUBNET_HAS_INSUFFICIENT_IP_ADDRESSES",
+        "millstream fault add my-builder start refused --error-code SUBNET_NOT_FOUND",
         "millstream fault add '*' acquire after",
     ],
 )

@@ -74,7 +74,10 @@ TOPICS: Final[dict[str, Callable[[], list[str]]]] = {
     examples=["millstream help", "millstream help exit-codes", "millstream help keys create"],
 )
 def help_command(here: Here, *, topic: tuple[str, ...]) -> None:
-    """Help on a command, or on exit-codes, errors, environment, accessibility, settings."""
+    """Help on a command, or on a topic such as exit-codes.
+
+    Topics: exit-codes, errors, environment, settings, accessibility.
+    """
     from millstream.cli.main import COMMANDS, root
 
     if len(topic) == 1 and topic[0] in TOPICS:

@@ -34,13 +34,13 @@ def engine_of(settings: Settings) -> Engine:
             why="the service on this data folder runs without an engine",
             next_step="serve --capacity containers",
         )
-    return Engine(settings.data, settings.engine or None, cache_folder(settings.data))
+    return Engine(settings.data, settings.engine or None, cache_folder())
 
 
 def cache_of(settings: Settings) -> Path:
     from millstream.capacity.containers.image import cache_folder
 
-    return cache_folder(settings.data) or settings.data / "images"
+    return cache_folder() or settings.data / "images"
 
 
 def ensure(settings: Settings, *, quiet: bool) -> None:

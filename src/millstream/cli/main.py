@@ -34,7 +34,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "keys": ("access", "access", "Make, import, list and revoke access keys"),
     "image": ("images", "image", "Build, list and remove base images"),
     "fault": ("test", "fault", "Make the next step of a resource fail on purpose"),
-    "help": ("help", "help", "Help on a command, or on exit-codes, errors, environment, accessibility, settings"),
+    "help": ("help", "help", "Help on a command, or on a topic such as exit-codes"),
     "completion": ("help", "help", "Print the completion script of bash, zsh or fish"),
 }
 

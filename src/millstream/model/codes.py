@@ -76,24 +76,6 @@ CODES: Final[dict[str, Code]] = {
         "see its log",
         UNREACHABLE,
     ),
-    "service.already-running": Code(
-        "a service already runs on this data folder",
-        "two services on one folder would make and delete the same machines",
-        "stop the other one, or serve with another --data",
-    ),
-    "service.address-in-use": Code(
-        "the address to listen on is taken",
-        "another program, or another Millstream, listens there",
-        "choose another one with --listen or --edge",
-    ),
-    "service.start-failed": Code(
-        "the service did not start", "one of its roles ended before it was ready", "read its log; millstream doctor"
-    ),
-    "service.role-ended": Code(
-        "a role of the service ended by itself",
-        "it was killed, or ran into a bug; it is started again",
-        "read the log lines before it",
-    ),
     "resource.absent": Code(
         "there is no such resource",
         "it was never made, is already gone, or lives in another data folder",
@@ -121,6 +103,22 @@ CODES: Final[dict[str, Code]] = {
     "image.in-use": Code(
         "the base image is in use", "machines were made from it", "delete those image builders first", NO
     ),
+    "image.build": Code(
+        "the base image could not be built",
+        "the last lines of its log say why",
+        "mend that, then millstream image build",
+    ),
+    "image.tool-missing": Code(
+        "base images can't be built on this host",
+        "mmdebstrap and apt are needed",
+        "make setup, or: apt-get install mmdebstrap",
+    ),
+    "image.import": Code(
+        "the engine did not take the base image", "its own words stand beside this code", "millstream doctor"
+    ),
+    "image.old": Code(
+        "the base image is old", "it lacks the security updates of the last weeks", "millstream image build --fresh", NO
+    ),
     "image.lost": Code(
         "the engine took the base image but does not list it",
         "the engine failed half-way",
@@ -130,16 +128,6 @@ CODES: Final[dict[str, Code]] = {
         "the image is not there any more",
         "it was removed after the image builder was asked for",
         "millstream image list; delete the image builder and create it from another image",
-    ),
-    "image.no-builder": Code(
-        "base images can't be built on this host",
-        "mmdebstrap and Debian's archive keys are needed, and root",
-        "make setup, or: apt-get install mmdebstrap debian-archive-keyring",
-    ),
-    "image.build-failed": Code(
-        "the base image could not be built",
-        "the last lines of its log say why",
-        "mend that and run millstream image build again",
     ),
     "image.none": Code("there is no base image to start machines from", "none was built yet", "millstream image build"),
     "wait.time-out": Code(
@@ -216,7 +204,66 @@ CODES: Final[dict[str, Code]] = {
         "something other than Millstream removed it",
         "delete the resource and create it anew",
     ),
+    "capacity.unknown": Code(
+        "the capacity driver can't say how the machine is",
+        "its engine did not answer",
+        "it is asked again by itself; millstream doctor",
+    ),
+    "engine.no-userns": Code(
+        "this Docker Engine has no userns-remap",
+        "a machine's root would be the host's root",
+        "start it with --userns-remap=default",
+    ),
+    "machine.bad-id": Code(
+        "a machine's id is 32 hex digits", "something else was given for one", "this is a bug of ours: report it"
+    ),
+    "agent.unknown": Code(
+        "there is no agent of this version",
+        "the resource asks for one that this server does not have",
+        "ask for LATEST",
+    ),
+    "network.no-subnet": Code(
+        "no free subnet is left for machines",
+        "other networks of this host cover the whole pool",
+        "remove networks that nobody uses",
+    ),
+    "network.refused": Code("the engine made no network", "its own words stand beside this code", "millstream doctor"),
+    # -- roles
+    "data.locked": Code(
+        "another Millstream works on this data folder",
+        "two services on one folder would make and delete the same machines",
+        "stop it, or serve with another --data",
+    ),
+    "serve.role-ended": Code(
+        "a role of the service ended by itself",
+        "it was killed, or ran into a bug; it is started again",
+        "read the log lines before it",
+    ),
+    "confine.partial": Code(
+        "a role could not give up all rights that it does not need",
+        "the kernel, or the container that the service runs in, does not let it",
+        "nothing, if the service runs in a container of its own; otherwise a newer kernel",
+    ),
+    "edge.no-health": Code(
+        "the edge can't say how the service is", "the store did not answer in time", "millstream doctor"
+    ),
+    "reconcile.absent": Code(
+        "no reconcile role answers, so nothing moves",
+        "it was not started, or is being started again",
+        "millstream serve, or reconcile",
+    ),
+    "reconcile.stuck": Code(
+        "the reconcile role has not reported for a while",
+        "it hangs, or the host's clock was moved",
+        "read its log; millstream doctor",
+    ),
+    "reconcile.bug": Code(
+        "an internal error in a step",
+        "something happened that its makers did not think of",
+        "report it with the traceback in the log",
+    ),
     # -- streams
+    "stream.unknown-kind": Code("machines have no such stream", "a newer page asks an older server", "reload the page"),
     "stream.no-display": Code(
         "the machine's display does not answer",
         "it is starting, or its agent died",
@@ -258,13 +305,36 @@ CODES: Final[dict[str, Code]] = {
         NO,
     ),
     # -- what doctor looks at
+    "host.not-root": Code(
+        "the embedded engine runs as root, and this is another user",
+        "limits, networks and user namespaces of machines need it",
+        "sudo millstream serve, or --engine with an engine of yours",
+    ),
+    "host.packages": Code(
+        "programs that the embedded engine needs are missing",
+        "they were never installed",
+        "millstream doctor --fix, or make setup",
+    ),
+    "host.no-uid-range": Code(
+        "machines can't get user ids of their own",
+        "no line for containers in /etc/subuid and /etc/subgid, so their root would be the host's",
+        "millstream doctor --fix adds it",
+    ),
+    "host.memory-short": Code(
+        "memory is short on this host",
+        "a machine would take what the host needs itself",
+        "stop other machines, or take a smaller instance type",
+    ),
+    "disk.full": Code(
+        "the disk below the data folder is full", "images, machines' writes and logs fill it", "free some space there"
+    ),
+    "disk.error": Code(
+        "a file below the data folder can't be written or removed",
+        "the disk fails, or something holds it",
+        "see the log",
+    ),
     "host.system": Code(
         "this system is not one that machines run on", "containers need Linux", "serve --capacity simulated"
-    ),
-    "host.root": Code(
-        "machines with all their limits need root",
-        "an embedded engine without root is slower and limits less",
-        "run it with sudo",
     ),
     "host.python": Code("Python is too old", "3.11 or newer is needed", "apt-get install python3"),
     "host.memory": Code(
@@ -278,11 +348,6 @@ CODES: Final[dict[str, Code]] = {
         "no memory and CPU control groups are mounted",
         "boot with cgroup v2, or mount cgroup v1",
     ),
-    "host.subordinate-ids": Code(
-        "machines can't get user ids of their own",
-        "no line for containers in /etc/subuid and /etc/subgid, so their root would be the host's",
-        "millstream doctor --fix adds it",
-    ),
     "host.old-runtime": Code(
         "the container runtime has known holes",
         "it is older than the version that closed them (CVE-2025-31133, -52565, -52881)",
@@ -292,11 +357,6 @@ CODES: Final[dict[str, Code]] = {
         "the service listens beyond this host without TLS",
         "streams and calls would cross the network in clear text",
         "give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy with TLS",
-    ),
-    "host.too-small": Code(
-        "the host is smaller than some instance types",
-        "their limits are capped at what the host has",
-        "nothing, if that is enough; otherwise a larger host",
     ),
     "network.no-guard": Code(
         "machines can't be kept from the host's own ports",
