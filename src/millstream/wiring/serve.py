@@ -126,18 +126,7 @@ class Watcher:
         if not self._await_ready():
             self._stop()
             return 0 if self.stopping else 1
-        (self.settings.data / "run/service.json").write_text(
-            json.dumps(
-                {
-                    "api": self.settings.api_url,
-                    "edge": self.settings.edge_url,
-                    "capacity": self.settings.capacity,
-                    "engine": self.settings.engine,
-                    "pid": os.getpid(),
-                }
-            ),
-            encoding="utf-8",
-        )
+        self._say_where()
         ready()
         while not self.stopping:
             self._reap()
@@ -146,6 +135,21 @@ class Watcher:
         self._stop()
         (self.settings.data / "run/service.json").unlink(missing_ok=True)
         return 0
+
+    def _say_where(self) -> None:
+        """For commands on this data folder: whole or not there at all, and for its owner's eyes."""
+        facts = {
+            "api": self.settings.api_url,
+            "edge": self.settings.edge_url,
+            "capacity": self.settings.capacity,
+            "engine": self.settings.engine,
+            "pid": os.getpid(),
+        }
+        path = self.settings.data / "run/service.json"
+        new = path.with_suffix(".new")
+        with open(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123 - Path can't give a mode
+            json.dump(facts, file)
+        new.replace(path)
 
     def _told(self, _number: int, _frame: object) -> None:
         self.stopping = True
