@@ -43,8 +43,7 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     program(tools, "runc", "runc version 1.3.4")
     monkeypatch.setattr(containers, "ENGINE_PATH", str(tools))
     monkeypatch.setattr(containers, "RANGE_FILES", (root / "etc/subuid", root / "etc/subgid"))
-    monkeypatch.setattr(doctor.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(containers.os, "geteuid", lambda: 0)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     settings = wiring.settings(data=str(tmp_path / "data"), capacity="containers")
     return Host(settings, root=root, path=str(tools))
 
@@ -152,13 +151,13 @@ def test_only_what_is_asked_for(service: Shell) -> None:
 
 
 def test_other_users_are_shown_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert doctor._command("echo a >> /etc/b") == "sudo sh -c 'echo a >> /etc/b'"
     assert doctor._command("millstream image build") == "millstream image build"
 
 
 def test_fix_shows_each_command_and_looks_again(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     mended = tmp_path / "mended"
 
@@ -166,9 +165,9 @@ def test_fix_shows_each_command_and_looks_again(
         return [Check("host.disk", "x", "bad", mended.exists(), f"touch {mended}")]
 
     monkeypatch.setattr(doctor, "checks", one)
-    monkeypatch.setattr(doctor.os, "geteuid", lambda: 0)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setenv("MILLSTREAM_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("MILLSTREAM_CAPACITY", "simulated")
     assert run(["doctor"]) == codes.NO
     assert run(["doctor", "--fix"]) == 0
-    assert f"$ touch {mended}" in capsys.readouterr().err
+    assert f"$ touch {mended}" in capfd.readouterr().err
