@@ -292,10 +292,8 @@ def doctor_command(here: Here, *, only: tuple[str, ...], fix: bool, engine: str 
     CHECK is a code, or its first word, such as host or engine: then only those count. The exit code is 1 when
     something is found.
     """
-    settings = here.serving_settings()
-    settings = here.settings(engine=engine or settings.engine or None, capacity=capacity or settings.capacity)
-    if capacity == "simulated":
-        settings = here.settings(capacity=capacity)
+    flags = {name: value for name, value in (("engine", engine), ("capacity", capacity)) if value is not None}
+    settings = here.serving_settings(**flags)
     found, told = _look(here, settings, only)
     if fix and _mend([check for check in found if not check.ok]):
         found, told = _look(here, settings, only)
@@ -316,7 +314,7 @@ def doctor_command(here: Here, *, only: tuple[str, ...], fix: bool, engine: str 
             for c in found
         ],
     }
-    lines = table([("ok" if c.ok else "BAD", c.code, c.found, c.looked_at) for c in found])
+    lines = table([("ok" if c.ok else "BAD", c.code, c.looked_at, c.found) for c in found])
     for check in bad:
         from millstream.model import codes
 

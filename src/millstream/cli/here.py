@@ -50,11 +50,14 @@ class Here:
         given = {"data": self.given_data, "config": self.given_config, **flags}
         return wiring.settings(**{name: value for name, value in given.items() if value is not None})
 
-    def serving_settings(self) -> Settings:
+    def serving_settings(self, **flags: Any) -> Settings:
         """As `settings`, but with the capacity, engine and addresses of the service that runs here, if one does."""
         found = self.service()
-        known = {name: found[name] for name in ("capacity", "engine") if found.get(name)} if found else {}
-        return self.settings(**known)
+        names = ("capacity", "engine", "listen", "tls_certificate", "tls_key")
+        known = {name: found[name] for name in names if found.get(name)}
+        if found.get("edge_listen"):
+            known["edge"] = found["edge_listen"]
+        return self.settings(**(known | flags))
 
     @property
     def data(self) -> Path:

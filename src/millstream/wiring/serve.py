@@ -143,6 +143,10 @@ class Watcher:
             "edge": self.settings.edge_url,
             "capacity": self.settings.capacity,
             "engine": self.settings.engine,
+            "listen": self.settings.listen,
+            "edge_listen": self.settings.edge,
+            "tls_certificate": self.settings.tls_certificate,
+            "tls_key": self.settings.tls_key,
             "pid": os.getpid(),
         }
         path = self.settings.data / "run/service.json"
