@@ -112,12 +112,15 @@ def measure(runs: int) -> dict[str, float]:
         ws.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         direct = Viewer(raw, raw.sendall, lambda: raw.recv(262_144))
         edge = Viewer(ws.socket, ws.send, lambda: ws.frame().data)
-        raw.sendall(struct.pack(">BBHH", 5, 1, 200, 200) + struct.pack(">BBHH", 5, 0, 200, 200))  # the terminal's focus
         direct.settle()
-        while True:  # until the shell in the terminal answers to keys
+        for _ in range(40):  # until the terminal has the focus and its shell answers to keys
+            raw.sendall(struct.pack(">BBHH", 5, 1, 200, 200) + struct.pack(">BBHH", 5, 0, 200, 200))
+            direct.settle()
             direct.key(0x61)
             if select.select([raw], [], [], 0.5)[0]:
                 break
+        else:
+            raise TimeoutError("the terminal on the display doesn't answer")
         took: dict[str, list[float]] = {"direct": [], "edge": []}
         here.send("cost")
         cpu_before, _ = here.recv()

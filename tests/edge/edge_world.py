@@ -149,7 +149,8 @@ class EdgeServer:
         return "/".join(self.url.split("/")[:3])
 
     def link(self, machine_id: str, text: str | None = None) -> str:
-        return f"{self.url}/stream/{machine_id}/?ticket={text if text is not None else a_ticket(machine_id)}"
+        ticket = t.Ticket(machine_id, 0, "", "", "")
+        return t.stream_url(self.url, ticket, text if text is not None else a_ticket(machine_id))
 
     def _run(self) -> None:
         async def main() -> None:

@@ -103,6 +103,11 @@ def open_ticket(text: str, keys: Sequence[bytes], *, now: float, machine_id: str
     return ticket
 
 
+def stream_url(public_url: str, ticket: Ticket, text: str) -> str:
+    """The address that a person opens: `text` is the minted ticket, `public_url` the edge's outside address."""
+    return f"{public_url.rstrip('/')}/stream/{ticket.machine_id}/?ticket={text}"
+
+
 def mint_pass(key: bytes, granted: Pass) -> str:
     """The pass as it stands in a cookie. ValueError when a field can't be written (our own mistake)."""
     texts = (granted.generation, granted.key_id, granted.account, granted.role)
