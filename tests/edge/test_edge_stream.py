@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import struct
 import threading
@@ -362,3 +363,33 @@ def _answers(edge: EdgeServer) -> bool:
         return ask(edge, "GET", "/healthz").status == 200
     except OSError:
         return False
+
+
+def test_noise_on_every_layer_is_nobodys_error(quiet: Quiet) -> None:
+    """Random bytes as HTTP, as frames, as RFB behind good frames: refused or ended, never our own error."""
+    edge, machine, _ = quiet
+    mine, chance, before = cookie(edge, machine), random.Random(7), rss_bytes()
+    heads = [
+        b"GET ",
+        b"POST /stream/",
+        b"GET / HTTP/1.1\r\nHost: ",
+        b"\x16\x03\x01",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"",
+    ]
+    for _ in range(300):
+        with socket.create_connection(("127.0.0.1", edge.port), timeout=5) as made:
+            made.sendall(chance.choice(heads) + chance.randbytes(chance.randrange(400)) + b"\r\n\r\n")
+    for n in range(150):
+        with viewer(edge, machine, mine) as ws:
+            if n % 3 == 0:
+                ws.socket.sendall(chance.randbytes(chance.randrange(1, 600)))
+            else:
+                ws.send(
+                    (HELLO if n % 3 == 1 else b"") + chance.randbytes(chance.randrange(1, 600)),
+                    chance.choice((1, 2, 8, 9)),
+                )
+    wait_until(lambda: "millstream_edge_streaming 0\n" in ask(edge, "GET", "/metrics").text)
+    text = ask(edge, "GET", "/metrics").text
+    assert "millstream_edge_errors_total" not in [line.split(" ")[0] for line in text.splitlines()]
+    assert rss_bytes() - before < 20_000_000
