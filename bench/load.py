@@ -7,7 +7,7 @@ import selectors
 import socket
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,15 +59,14 @@ class Clients:
                 sent[connection] = time.perf_counter()
                 connection.sendall(request)
 
-        for connection in self._sockets:
-            send(connection)
+        for each in self._sockets:
+            send(each)
         while sent:
             ready = self._selector.select(10.0)
             if not ready:
                 raise TimeoutError(f"{len(sent)} requests have had no answer for 10 s")
             for key, _ in ready:
-                connection = key.fileobj
-                assert isinstance(connection, socket.socket)
+                connection = cast("socket.socket", key.fileobj)
                 data = partial.pop(connection, b"") + connection.recv(262144)
                 if not _whole(data):
                     if not data:

@@ -48,7 +48,7 @@ def fill(folder: Path, builders: int, *, simulated: bool = False) -> tuple[Key, 
     )
     connection.executemany(
         "INSERT INTO image_builder (account, region, name, arn, machine_id, instance_type, asked, json, cbor) "
-        f"VALUES ('{ACCOUNT}', '{REGION}', ?, ?, ?, 'stream.standard.medium', ?, ?, ?)",
+        "VALUES (?, ?, ?, ?, ?, 'stream.standard.medium', ?, ?, ?)",
         _builders(builders),
     )
     connection.execute("COMMIT")
@@ -130,6 +130,8 @@ def _builders(count: int) -> Iterator[tuple[object, ...]]:
         name = _name(at)
         own = name.encode()
         yield (
+            ACCOUNT,
+            REGION,
             name,
             row.machine.owner.replace(_MARK, name),
             f"{at:032x}",

@@ -180,7 +180,7 @@ def _memory(name: str, service: Service) -> Iterator[Figure]:
 
 def settled(options: Options) -> Iterator[Figure]:
     """Processor time and memory with 100,000 settled image builders."""
-    count, for_s = (10_000, 20) if options.quick else (100_000, 60)
+    count, for_s = (10_000, 20) if options.quick else (100_000, 120)  # long enough for a sweep to be in it
     with _folder() as folder:
         key, _ = fill(folder / "data", count, simulated=True)
         with serving(folder / "data", key, INSTANT) as service:

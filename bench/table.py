@@ -32,7 +32,7 @@ class Figure:
     def verdict(self) -> str:
         match self.met:
             case None:
-                return "shown" if self.wanted is None else "not measured"
+                return "shown" if self.ratio is not None else "not measured"
             case True:
                 return "met"
             case False:

@@ -53,7 +53,7 @@ class Limits:
     silent_s: float = 20.0  # an agent that does not answer, before the state says so
     attempts_s: float = 300.0  # a create, start or stop that the driver keeps putting off
     restarts_max: int = 5  # starts of its own in a row, before a machine that keeps dying is FAILED
-    look_s: float = 0.05  # between looks at a machine that is coming up
+    look_s: float = 0.02  # between looks at a machine that is coming up
     retry_s: float = 0.25  # first delay after a failure, doubled each time
     retry_s_max: float = 30.0
     late_s: float = 5.0  # a look this late was kept from happening: see `watched`
@@ -170,12 +170,14 @@ def _silent(machine: Machine, sighting: Sighting, now: float, limits: Limits) ->
     reason = sighting.reason or "the machine's agent does not answer"
     if machine.state == "FAILED":
         return Wait(reason, limits.retry_s_max, silent=True)
-    if machine.silent_since is not None and now - machine.silent_since >= limits.silent_s:
+    silent_for_s = 0.0 if machine.silent_since is None else now - machine.silent_since
+    if silent_for_s >= limits.silent_s:
         return Fail(
             "INTERNAL_SERVICE_ERROR",
             f"The machine's agent has not answered for {limits.silent_s:.0f} s: {reason}.",
         )
-    return Wait(reason, 1.0, silent=True)
+    # Soon at first, since every machine's agent is silent for a moment after its start; then less and less often.
+    return Wait(reason, min(max(silent_for_s / 4, limits.look_s), 1.0), silent=True)
 
 
 def _lost(machine: Machine) -> Action:
