@@ -136,6 +136,9 @@ class World:
         self.folder = folder
         self.clock = Clock()
         self.limits = Limits()
+        self.service = SERVICE
+        self.region = "us-east-1"
+        self.account = ACCOUNT
         self.driver_plan = driver_plan or Plan()
         self.store_plan = store_plan or Plan()
         self.simulated = SimulatedDriver(folder, Durations(0, 0, 0, 0), clock=self.clock, sleep=lambda _s: None)
@@ -187,9 +190,9 @@ class World:
         """One call as the application makes it. Raises ServiceError, StoreError, Crash."""
 
         def work(tx: Tx) -> Any:
-            identity = Identity(ACCOUNT, "AKIATEST", f"arn:aws:iam::{ACCOUNT}:root", "us-east-1", "appstream")
+            identity = Identity(self.account, "AKIATEST", f"arn:aws:iam::{self.account}:root", self.region, "appstream")
             assert operation.handler is not None
-            return operation.handler(Call(tx, identity, self.clock(), "request", SERVICE, "json"), request)
+            return operation.handler(Call(tx, identity, self.clock(), "request", self.service, "json"), request)
 
         result = work(self.store.read()) if operation.reads else self.store.write(work).result()
         if isinstance(result, Page):
