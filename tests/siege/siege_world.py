@@ -139,7 +139,9 @@ class Line:
 class Service:
     """`millstream serve` in a data folder of its own."""
 
-    def __init__(self, data: Path, **settings: str) -> None:
+    def __init__(self, data: Path, *, prelude: str = "", **settings: str) -> None:
+        """`prelude`: Python that its process runs first, to make a constant smaller."""
+        self.prelude = prelude
         self.data = data
         self.port, self.edge_port = free_port(), free_port()
         self.settings = {"capacity": "simulated", "log_format": "json", "throttle_writes_per_s": "0"}
@@ -150,7 +152,7 @@ class Service:
         self.line = Line(self.port)
 
     def _flags(self) -> list[str]:
-        return ["--data", str(self.data), "--listen", self.listen, "--edge", f"127.0.0.1:{self.edge_port}"]
+        return ["serve", "--data", str(self.data), "--listen", self.listen, "--edge", f"127.0.0.1:{self.edge_port}"]
 
     def start(self, user: int | None = None) -> Service:
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -158,7 +160,7 @@ class Service:
         environment |= {f"MILLSTREAM_{name.upper()}": value for name, value in self.settings.items()}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "millstream.cli.main", "serve", *self._flags()],
+                [sys.executable, "-c", f"{self.prelude}\nfrom millstream.cli.main import main; main()", *self._flags()],
                 env=environment,
                 user=user,
                 stdout=subprocess.PIPE,
@@ -241,9 +243,10 @@ class Service:
             line.close()
 
     def answers(self) -> bool:
-        """Whether a signed call is answered and a create would succeed."""
+        """Whether a signed call is answered, a create would succeed, and the edge says so as well."""
         with contextlib.suppress(OSError):
-            return self.call("DescribeImageBuilders").status == 200 and self.health().status == 200
+            called = self.call("DescribeImageBuilders").status
+            return called == self.health().status == self.health(self.edge_port).status == 200
         return False
 
     # -- looking inside
@@ -306,9 +309,9 @@ def cbor_wire(listen: str, operation: str, body: bytes) -> Wire:
 
 
 @contextlib.contextmanager
-def service(**settings: str) -> Iterator[Service]:
+def service(*, prelude: str = "", **settings: str) -> Iterator[Service]:
     with tempfile.TemporaryDirectory(prefix="siege-") as folder:
-        running = Service(Path(folder) / "data", **settings)
+        running = Service(Path(folder) / "data", prelude=prelude, **settings)
         running.data.mkdir(mode=0o700)
         try:
             yield running.start()

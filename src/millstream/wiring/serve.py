@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("millstream.serve")
 
 READY_S: Final = 120.0
-STOP_S: Final = 20.0
+STOP_S: Final = 10.0  # then by force: whatever is cut off is taken up again by the next start
 LOCK_S: Final = 5.0  # a killed service's roles notice within this time
 RESTART_S_MAX: Final = 10.0
 _PR_SET_PDEATHSIG: Final = 1
