@@ -129,6 +129,8 @@ class App:
             identity = signature.verify(request, self.keys.find, self.clock(), service="appstream", skew_s=self.skew_s)
         except ServiceError as error:
             return self._refuse(wire, "-", error, request_id)
+        except StoreError as error:
+            return self._refuse(wire, "-", _unavailable(error, request_id), request_id)
         if isinstance(operation, ServiceError):
             return self._refuse(wire, "-", operation, request_id)
         if not self.throttle.admits(identity.key_id, reads=operation.reads):
@@ -139,6 +141,8 @@ class App:
             return self._call(wire, operation, identity, request.body, request_id)
         except ServiceError as error:
             return self._refuse(wire, operation.name, error, request_id)
+        except StoreError as error:
+            return self._refuse(wire, operation.name, _unavailable(error, request_id), request_id, identity)
 
     def _call(
         self, wire: Wire, operation: Operation[Any, Any], identity: Identity, body: bytes, request_id: str
@@ -182,9 +186,7 @@ class App:
         except ServiceError as error:
             return self._refuse(wire, operation.name, error, request_id, identity)
         except StoreError as error:
-            log.warning("store", extra={"request_id": request_id, "code": error.code, "why": str(error)})
-            busy = ServiceUnavailableException(f"{error} ({error.code}). Nothing was changed; try again.")
-            return self._refuse(wire, operation.name, busy, request_id, identity)
+            return self._refuse(wire, operation.name, _unavailable(error, request_id), request_id, identity)
         except Exception:
             log.exception("call", extra={"request_id": request_id, "operation": operation.name})
             told = InternalFailure(f"An internal error. The log has the details under request id {request_id}.")
@@ -294,3 +296,9 @@ class App:
                 for status, count in sorted(self.door.counters.refused.items())
             ]
         return "\n".join(lines) + "\n"
+
+
+def _unavailable(error: StoreError, request_id: str) -> ServiceUnavailableException:
+    """The store can't be read or written now: said to the caller, who tries again, and to the log."""
+    log.warning("store", extra={"request_id": request_id, "code": error.code, "why": str(error)})
+    return ServiceUnavailableException(f"{error} ({error.code}). Try again.")
