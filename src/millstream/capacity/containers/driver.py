@@ -95,6 +95,7 @@ class ContainersDriver:
         self.allow_unmapped = allow_unmapped
         self.memory_reserve_bytes = memory_reserve_bytes
         self._mapped: bool | None = None
+        self._images: dict[str, BaseImage] = {}
         self._askers = ThreadPoolExecutor(ASKING_AT_ONCE, thread_name_prefix="ask")
 
     # --- what is there -------------------------------------------------------------------------------------------
@@ -125,6 +126,7 @@ class ContainersDriver:
 
     def build_image(self, progress: Progress | None = None, *, fresh: bool = False) -> BaseImage:
         """Bring the base image into the engine, building it if need be. See `build_base_image`."""
+        self._images.clear()
         return build_base_image(self.engine, self.image_cache or self.data / "cache", progress, fresh=fresh)
 
     def remove_image(self, name: str) -> None:
@@ -155,9 +157,7 @@ class ContainersDriver:
     def acquire(self, spec: MachineSpec) -> None:
         """See `Driver.acquire`."""
         _checked(spec.id)
-        image = next((image for image in self.images() if image.name == spec.image), None)
-        if image is None:
-            raise Refused(f"there is no base image {spec.image[:100]!r} here", code="image.unknown")
+        image = self._image(spec.image)
         self._refuse_unmapped()
         self._refuse_scarce(spec)
         self.network.guard()
@@ -173,7 +173,9 @@ class ContainersDriver:
                 answer = raw.post(url, params={"name": PREFIX + spec.id}, json=config, timeout=raw.timeout)
                 raw._raise_for_status(answer)  # noqa: SLF001
         except CapacityError:
-            self.network.forget()  # it may be gone
+            # The network or the image may be gone.
+            self.network.forget()
+            self._images.clear()
             raise
 
     def start(self, spec: MachineSpec) -> None:
@@ -284,6 +286,14 @@ class ContainersDriver:
             "HostConfig": host,
             "NetworkingConfig": {"EndpointsConfig": {network: {"MacAddress": mac}}},
         }
+
+    def _image(self, name: str) -> BaseImage:
+        """The base image of that name. Looked up at the engine once; forgotten when a create fails."""
+        if name not in self._images:
+            self._images = {image.name: image for image in self.images()}
+        if name not in self._images:
+            raise Refused(f"there is no base image {name[:100]!r} here", code="image.unknown")
+        return self._images[name]
 
     def memory_given(self, wanted_bytes: int) -> int:
         """The memory limit that a machine gets: what its type says, or what this host can give at most."""

@@ -29,6 +29,8 @@ CALL_LIMIT_S: Final = 60.0  # the longest that a machine verb may hold a reconci
 START_LIMIT_S: Final = 20.0  # Podman answers 0.15 s after its start on two quiet cores
 SOCKET_PATH_MAX: Final = 100  # sun_path holds 108 bytes
 RUNTIMES: Final = ("runc", "crun")  # in the order of trying; which one works depends on the host's cgroups
+IDLE_CLIENTS_MAX: Final = 16
+PING_LIMIT_S: Final = 2.0
 LOCKS: Final = 8192  # Podman's default of 2048 locks is the number of machines that it could hold
 
 # Podman is started without our environment: what an operator's shell holds (proxies, tokens) must not reach machines.
@@ -221,20 +223,17 @@ class Engine:
         self.socket = Path(self.url.removeprefix("unix://")) if self.url.startswith("unix://") else None
         self._lock = threading.Lock()
         self._idle: list[docker.api.APIClient] = []
-        self._version: dict[str, Any] | None = None
+        self._kind = ""
+        self._api = ""  # the newest version that the engine speaks
         self._down_until = 0.0
 
     @property
     def kind(self) -> str:
         """`podman` or `docker`. Raises CapacityError."""
-        components = [c.get("Name", "") for c in self.version().get("Components") or []]
-        return "podman" if any("Podman" in name for name in components) else "docker"
-
-    def version(self) -> dict[str, Any]:
-        if self._version is None:
-            with self.calls() as api:
-                self._version = api.version(api_version=False)
-        return self._version
+        if not self._api:
+            with self.calls():
+                pass  # the first connection tells
+        return self._kind
 
     @contextlib.contextmanager
     def calls(self, limit_s: float = CALL_LIMIT_S) -> Iterator[docker.api.APIClient]:
@@ -264,8 +263,7 @@ class Engine:
             if broken:
                 self._drop(client)
             else:
-                with self._lock:
-                    self._idle.append(client)
+                self._give_back(client)
 
     def close(self, *, stop_engine: bool = False) -> None:
         with self._lock:
@@ -281,15 +279,21 @@ class Engine:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        if self.embedded and not self.embedded.socket.exists():
+        if not self._api:
+            heads = self._ping()
+            self._kind = "podman" if "libpod-api-version" in heads else "docker"
+            self._api = heads.get("api-version", "auto")
+        elif self.embedded and not answers(self.embedded.socket):
             self._revive()
-        try:
-            return docker.api.APIClient(base_url=self.url, version="auto", timeout=10, num_pools=1)
-        except docker.errors.DockerException:
-            if self.embedded:
-                self._revive()
-                return docker.api.APIClient(base_url=self.url, version="auto", timeout=10, num_pools=1)
-            raise
+        return docker.api.APIClient(base_url=self.url, version=self._api, timeout=10, num_pools=1)
+
+    def _ping(self) -> dict[str, str]:
+        if self.embedded and not answers(self.embedded.socket):
+            self._revive()
+        heads = answers(self.socket) if self.socket else {"api-version": "auto"}
+        if not heads:
+            raise OSError("no answer to a ping")
+        return heads
 
     def _revive(self) -> None:
         """Start our own engine again, but don't hammer one that fails to start."""
@@ -303,11 +307,19 @@ class Engine:
                 self._down_until = time.monotonic() + 2.0
                 raise
 
+    def _give_back(self, client: docker.api.APIClient) -> None:
+        with self._lock:
+            if len(self._idle) < IDLE_CLIENTS_MAX:
+                self._idle.append(client)
+                return
+        client.close()
+
     def _drop(self, client: docker.api.APIClient) -> None:
         """The connection's state is unknown, and those of its siblings that idle are no better."""
         client.close()
         with self._lock:
             idle, self._idle = self._idle, []
+            self._api = ""  # another engine may answer next
         for other in idle:
             other.close()
 
@@ -320,18 +332,27 @@ def translated(error: Any) -> CapacityError | Refused:
     return CapacityError(f"the engine answered {error.status_code}: {text}", code="engine.error")
 
 
-def answers(socket_path: Path) -> bool:
-    """Does an engine answer a ping there, within two seconds?"""
+def answers(socket_path: Path) -> dict[str, str]:
+    """The heads of the answer to a ping there, by small names; empty when no engine answers within two seconds.
+
+    Podman's /version runs dpkg-query for half a second, so the ping's heads tell its kind and its API's version.
+    """
     import socket
 
+    got = b""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(2.0)
+        connection.settimeout(PING_LIMIT_S)
         try:
             connection.connect(str(socket_path))
             connection.sendall(b"GET /_ping HTTP/1.0\r\nHost: d\r\n\r\n")
-            return b" 200 " in connection.recv(64)
+            while b"\r\n\r\n" not in got and len(got) < 16384 and (data := connection.recv(4096)):
+                got += data
         except OSError:
-            return False
+            return {}
+    status, *lines = got.decode("latin-1").split("\r\n")
+    if " 200 " not in status:
+        return {}
+    return {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def unmount_below(folder: Path) -> None:
