@@ -199,6 +199,7 @@ def verify(
     return Identity(known.account, known.key_id, known.principal_arn, claim.region_text, claim.service_text)
 
 
+@lru_cache(256)  # an operation of rpc-v2-cbor is a path, and there are ninety
 def canonical_path(path: bytes) -> bytes:
     """The path as it is signed: empty and dot segments taken out, then percent-encoded once more."""
     kept: list[bytes] = []
