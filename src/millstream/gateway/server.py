@@ -232,7 +232,7 @@ class Edge:
         granted = Pass(machine_id, target.generation, now, ticket.key_id, ticket.account, ticket.nonce, ticket.role)
         response = _respond(204, "")
         self._set_cookie(response, machine_id, mint_pass(self._sessions.ticket_keys()[0], granted))
-        log.info("stream.entered", extra={"machine_id": machine_id, "key_id": ticket.key_id, "role": ticket.role})
+        log.info("stream.entered", extra={"machine_id": machine_id, "key_id": ticket.key_id, "as": ticket.role})
         return response
 
     def _leave(self, request: BaseRequest, machine_id: str) -> web.StreamResponse:
@@ -324,11 +324,12 @@ class Edge:
         ws = web.WebSocketResponse(
             compress=False, max_msg_size=_MESSAGE_BYTES_MAX, heartbeat=_PING_S, timeout=0.5, writer_limit=1
         )
+        ws.headers["Server"] = _HEADERS["Server"]
         if not ws.can_prepare(request).ok:
             raise _Refused(pages.METHOD)
         view_only = granted.role == VIEWER
         rules = Rules(view_only=view_only, clipboard_in_bytes_max=self._settings.clipboard_bytes_max)
-        stream = Stream(granted, engine, engine.make_filter(rules), self.metrics, self._settings.silent_viewer_s)
+        stream = Stream(granted, engine, engine.make_filter(rules), self.metrics)
         # In the books before anything waits, so that a thousand at once are counted, and the newest one wins.
         if not view_only:
             for other in here:
@@ -340,7 +341,7 @@ class Edge:
         try:
             await ws.prepare(request)
             self.metrics.count("streams", engine=engine.kind)
-            log.info("stream.opened", extra={"machine_id": machine_id, "key_id": granted.key_id, "role": granted.role})
+            log.info("stream.opened", extra={"machine_id": machine_id, "key_id": granted.key_id, "as": granted.role})
             why = await self._pump(ws, request, stream, engine)
         finally:
             await self._forget(machine_id, stream)
@@ -384,6 +385,8 @@ class Edge:
             for machine_id, here in list(self._streams.items()):
                 for stream in list(here):
                     self._look(machine_id, stream)
+                    if stream.stalled_s(asyncio.get_running_loop().time()) > self._settings.silent_viewer_s:
+                        stream.cut(Close.SLOW)
                 await self._report(machine_id, list(here))
 
     def _look(self, machine_id: str, stream: Stream) -> None:
@@ -453,6 +456,9 @@ class Edge:
         )
         if not named and not near:
             raise _Refused(pages.UNKNOWN)
+        for here in self._streams.values():
+            for stream in here:
+                stream.account()
         text = self.metrics.text({"streaming": self._streaming(), "machines_streaming": len(self._streams)})
         return _respond(200, text, "text/plain")
 

@@ -60,14 +60,15 @@ class Display(asyncio.BufferedProtocol):
 class Stream:
     """`run` pumps until something ends it: the viewer, the display, the grammar, or `cut` from outside."""
 
-    def __init__(self, granted: Pass, engine: Engine, upward: Filter, metrics: Metrics, silent_viewer_s: float) -> None:
+    def __init__(self, granted: Pass, engine: Engine, upward: Filter, metrics: Metrics) -> None:
         self.granted = granted
         self.last_input: float | None = None
         self.upward = upward
         self.reported: tuple[int, float | None] | None = None
         self._engine = engine
         self._metrics = metrics
-        self._silent_viewer_s = silent_viewer_s
+        self._bytes = {"up": 0, "down": 0}  # since the last `account`
+        self._sending_since: float | None = None  # loop's time
         self._pump = Pump()
         loop = asyncio.get_running_loop()
         self._end: asyncio.Future[Close | None] = loop.create_future()
@@ -86,6 +87,19 @@ class Stream:
         """Bytes from the machine. They are not read, only passed."""
         if not self._end.done():
             self._apply(self._pump.read(chunk))
+
+    def stalled_s(self, now: float) -> float:
+        """How long the viewer has not taken what is being sent; `now` is the loop's time."""
+        return 0.0 if self._sending_since is None else now - self._sending_since
+
+    def account(self) -> None:
+        """Bring what was counted here into the metrics: not once a message, but when somebody asks."""
+        for (kind, verdict), n in self.upward.counts.items():
+            self._metrics.count("messages", n, engine=self._engine.kind, way="up", kind=kind, verdict=verdict)
+        self.upward.counts.clear()
+        for way, n in self._bytes.items():
+            self._metrics.count("bytes", n, way=way)
+            self._bytes[way] = 0
 
     async def run(
         self, ws: web.WebSocketResponse, viewer: asyncio.Transport | None, connection: socket.socket
@@ -109,9 +123,7 @@ class Stream:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for (kind, verdict), n in self.upward.counts.items():
-                self._metrics.count("messages", n, engine=self._engine.kind, way="up", kind=kind, verdict=verdict)
-            self.upward.counts.clear()
+            self.account()
 
     async def _up(self, ws: web.WebSocketResponse, display: Display) -> None:
         machine = self.display
@@ -122,7 +134,7 @@ class Stream:
                 if message.type is not WSMsgType.BINARY:
                     self.cut(Close.GRAMMAR)
                     return
-                self._metrics.count("bytes", len(message.data), way="up")
+                self._bytes["up"] += len(message.data)
                 passed = upward.feed(message.data)
                 if upward.inputs != inputs:
                     inputs = upward.inputs
@@ -138,15 +150,15 @@ class Stream:
             self.cut(None)
 
     async def _down(self, ws: web.WebSocketResponse) -> None:
+        now = asyncio.get_running_loop().time
         try:
             while True:
                 data = await self._under_way.get()
-                async with asyncio.timeout(self._silent_viewer_s):
-                    await ws.send_bytes(data)
-                self._metrics.count("bytes", len(data), way="down")
+                self._sending_since = now()
+                await ws.send_bytes(data)
+                self._sending_since = None
+                self._bytes["down"] += len(data)
                 self._apply(self._pump.sent())
-        except TimeoutError:
-            self.cut(Close.SLOW)
         except (ConnectionError, RuntimeError):
             self.cut(None)
 
