@@ -154,7 +154,7 @@ class Service:
     def _flags(self) -> list[str]:
         return ["serve", "--data", str(self.data), "--listen", self.listen, "--edge", f"127.0.0.1:{self.edge_port}"]
 
-    def start(self, user: int | None = None) -> Service:
+    def start(self) -> Service:
         self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MILLSTREAM_S")}
         environment |= {f"MILLSTREAM_{name.upper()}": value for name, value in self.settings.items()}
@@ -162,7 +162,6 @@ class Service:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", f"{self.prelude}\nfrom millstream.cli.main import main; main()", *self._flags()],
                 env=environment,
-                user=user,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,  # so that a Ctrl-C at the test's terminal is not for it

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import sys
-import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -195,7 +195,6 @@ def test_it_still_works(running: Service) -> None:
 
 
 def test_it_says_what_it_can_not_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(confine, "_alone", lambda: True)
     assert confine.shortfall(Settings(data=tmp_path)) == []
     assert "TCP" in confine.shortfall(Settings(data=tmp_path, engine="tcp://127.0.0.1:2375"))[0]
     assert "folder" in confine.shortfall(Settings(data=tmp_path / "d", engine=f"unix://{tmp_path}/d/../x.sock"))[0]
@@ -203,24 +202,17 @@ def test_it_says_what_it_can_not_close(tmp_path: Path, monkeypatch: pytest.Monke
     assert "root" in confine.shortfall(Settings(data=tmp_path))[0]
 
 
-def test_without_root_it_says_so_and_works() -> None:
-    with tempfile.TemporaryDirectory(prefix="siege-") as folder:
-        os.chown(folder, 65534, 65534)
-        found = Service(Path(folder) / "data")
-        found.data.mkdir(mode=0o700)
-        os.chown(found.data, 65534, 65534)
-        try:
-            found.start(user=65534)
-            found.create("unconfined")
-            told = [line for line in found.logged() if line.get("code") == "confine.partial"]
-            assert {line["role"] for line in told} == set(CONFINED)
-            assert len(told) == len(CONFINED)
-            for role in CONFINED:
-                held = status(found.roles()[role])
-                assert held["NoNewPrivs"] == "1"
-                assert int(held["CapPrm"], 16) == 0
-        finally:
-            found.end()
+def test_without_the_right_to_mount_it_says_so_and_works() -> None:
+    """As in a container that was given no capability: what can be closed is closed, the rest is logged once a role."""
+    with service(prelude="from millstream.wiring import confine; confine._drop_capabilities(set())") as found:
+        found.create("unconfined")
+        told = [line for line in found.logged() if line.get("code") == "confine.partial"]
+        assert sorted(line["role"] for line in told) == sorted(CONFINED)
+        assert all("unshare" in line["why"] for line in told)
+        for role in CONFINED:
+            held = status(found.roles()[role])
+            assert held["NoNewPrivs"] == "1"
+            assert int(held["CapPrm"], 16) == 0
 
 
 def test_roles_are_confined_before_they_listen() -> None:
@@ -233,21 +225,17 @@ def test_roles_are_confined_before_they_listen() -> None:
 
 
 def test_it_costs_little(running: Service) -> None:
-    """What the roles spend in it is logged by nobody, so it is done once more here, in a child."""
-    read, write = os.pipe()
-    if (child := os.fork()) == 0:
-        import time
-
-        code = 1
-        try:
-            best = time.perf_counter()
+    """CPU seconds, in children of our own, since nobody can do it twice."""
+    took = []
+    for _ in range(3):
+        read, write = os.pipe()
+        if (child := os.fork()) == 0:
+            began = time.process_time()
             confine.confine("api", Settings(data=running.data))
-            os.write(write, f"{time.perf_counter() - best:.6f}".encode())
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(write)
-    took_s = float(os.read(read, 100))
-    os.close(read)
-    os.waitpid(child, 0)
-    assert took_s < 0.05  # 2.5 ms on a quiet machine; a full one may take its time
+            os.write(write, f"{time.process_time() - began:.6f}".encode())
+            os._exit(0)
+        os.close(write)
+        took.append(float(os.read(read, 100)))
+        os.close(read)
+        os.waitpid(child, 0)
+    assert min(took) < 0.01  # 2.5 ms on a quiet machine

@@ -131,6 +131,7 @@ class Stream:
         while b"\r\n\r\n" not in self.held:
             self.held += self.socket.recv(4096)
         assert self.held.startswith(b"HTTP/1.1 101 ")
+        assert b"Python" not in self.held  # versions are nobody's business
         self.held = self.held.partition(b"\r\n\r\n")[2]
 
     def send(self, data: bytes) -> None:

@@ -78,6 +78,7 @@ def checks(host: Host) -> Iterator[Check]:
         yield from _prepared()
         yield _runc(host)
     yield _guard(host)
+    yield _confined(host.settings)
 
 
 def _python() -> Check:
@@ -92,6 +93,15 @@ def _exposed(settings: Settings) -> Check:
     if settings.tls_certificate:
         return Check("host.exposed", ", ".join(open_to), "reachable from outside, with TLS")
     return Check("host.exposed", ", ".join(open_to), "reachable from outside, in clear text", ok=False)
+
+
+def _confined(settings: Settings) -> Check:
+    from millstream.wiring.confine import shortfall
+
+    found = "; ".join(shortfall(settings))
+    return Check(
+        "confine.partial", "api and edge", found or "can't reach the engine when they are taken over", not found
+    )
 
 
 def _loopback(place: str) -> bool:

@@ -49,6 +49,8 @@ def confine(role: str, settings: Settings) -> list[str]:
     if role == "reconcile":
         return []
     partial = shortfall(settings)
+    if not partial and not _alone():
+        partial.append("started beside other threads, which keep their rights")
     _libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if os.geteuid() == 0 and _alone():
         try:
@@ -93,8 +95,6 @@ def shortfall(settings: Settings) -> list[str]:
         return ["not Linux: api and edge could reach the engine's socket"]
     if os.geteuid() != 0:
         return ["not started as root: api and edge run as the engine's own user and could reach its socket"]
-    if not _alone():
-        return ["started beside other threads, which keep their rights"]
     found = []
     if settings.engine and not settings.engine.startswith("unix://"):
         found.append("the engine is reached by TCP, which every process of this host can do")
