@@ -177,7 +177,7 @@ def _silent(machine: Machine, sighting: Sighting, now: float, limits: Limits) ->
             f"The machine's agent has not answered for {limits.silent_s:.0f} s: {reason}.",
         )
     # Soon at first, since every machine's agent is silent for a moment after its start; then less and less often.
-    return Wait(reason, min(max(silent_for_s / 4, limits.look_s), 1.0), silent=True)
+    return Wait(reason, min(max(silent_for_s / 8, limits.look_s), 1.0), silent=True)
 
 
 def _lost(machine: Machine) -> Action:
