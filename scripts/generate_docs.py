@@ -35,7 +35,7 @@ def cli() -> str:
         "# The command line\n",
         MADE,
         "The answer goes to standard output, all other talk to standard error. With `--json` the answer is one object",
-        "with a `schema` that carries its version (a stream: one object a line), and an error is one on standard error.",
+        "with a `schema` that carries its version (a stream: one object a line), and an error one on standard error.",
         "Names, units and meanings in these objects change only with a note in the changelog.\n",
         "```\n" + root.get_help(click.Context(root, info_name="millstream")) + "\n```\n",
         "Exit codes:\n",

@@ -1,7 +1,7 @@
 """Write `src/millstream/model/shapes.py` from the pinned botocore's AppStream model. Same model, same bytes.
 
 `python scripts/generate_model.py` writes it; with `--check` it exits 1 if the file differs from what it would write.
-"""  # noqa: INP001 - a script, in no package
+"""
 
 from __future__ import annotations
 
