@@ -8,8 +8,8 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
-
 from tests.engine_fixture import gone, ready, until
+
 from millstream.capacity.driver import CapacityError, Driver, Refused
 from millstream.model.records import Observed
 

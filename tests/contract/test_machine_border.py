@@ -15,8 +15,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
-
 from tests.engine_fixture import data_folder, gone, inside, machine_spec, ready, until
+
 from millstream.capacity.containers import stream
 from millstream.capacity.containers.driver import ContainersDriver
 from millstream.capacity.containers.network import MACHINE_MAC, resolvers
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture(params=["podman", "docker"])
+@pytest.fixture(scope="module", params=["podman", "docker"])
 def driver(request: pytest.FixtureRequest) -> ContainersDriver:
     found: ContainersDriver = request.getfixturevalue(f"{request.param}_driver")
     return found
@@ -40,6 +40,14 @@ def driver(request: pytest.FixtureRequest) -> ContainersDriver:
 @pytest.fixture
 def machine(driver: ContainersDriver, new_machine: Callable[..., MachineSpec]) -> MachineSpec:
     return up(driver, new_machine(driver))
+
+
+@pytest.fixture(scope="module")
+def resting(driver: ContainersDriver) -> Iterator[MachineSpec]:
+    """A machine that several tests look at and none changes: a desktop's start is seconds of a core."""
+    spec = up(driver, machine_spec())
+    yield spec
+    gone(driver, spec.id)
 
 
 def up(driver: ContainersDriver, spec: MachineSpec) -> MachineSpec:
@@ -168,16 +176,16 @@ def test_neighbours_do_not_answer(
 
 
 def test_no_way_out_and_no_names_without_internet_access(
-    driver: ContainersDriver, machine: MachineSpec, outside_address: str
+    driver: ContainersDriver, resting: MachineSpec, outside_address: str
 ) -> None:
-    assert reach(driver, machine, [(outside_address, 80)]) != {f"{outside_address} 80": "open"}
+    assert reach(driver, resting, [(outside_address, 80)]) != {f"{outside_address} 80": "open"}
     hosts = "/etc/resolv.conf /etc/hosts"
-    assert not set(resolvers()) & set(inside(driver, machine.id, f"cat {hosts}").split()), (
+    assert not set(resolvers()) & set(inside(driver, resting.id, f"cat {hosts}").split()), (
         "the host's resolvers are its own"
     )
-    assert reach(driver, machine, [("deb.debian.org", 80)]) == {"deb.debian.org 80": "gaierror"}
+    assert reach(driver, resting, [("deb.debian.org", 80)]) == {"deb.debian.org 80": "gaierror"}
     if driver.engine.kind == "podman":  # Docker 20.10 names its bridge as the way out; there the guard alone stops
-        assert "default" not in inside(driver, machine.id, "ip route; ip -6 route show default")
+        assert "default" not in inside(driver, resting.id, "ip route; ip -6 route show default")
 
 
 def test_the_outside_answers_with_internet_access(
@@ -188,12 +196,12 @@ def test_the_outside_answers_with_internet_access(
     assert "nameserver" in inside(driver, spec.id, "cat /etc/resolv.conf")
 
 
-def test_a_machine_cannot_send_under_another_address(driver: ContainersDriver, machine: MachineSpec) -> None:
-    assert MACHINE_MAC in inside(driver, machine.id, "cat /sys/class/net/eth0/address")
-    tried = inside(driver, machine.id, "ip link set eth0 address 02:00:00:00:00:01 2>&1; echo $?")
+def test_a_machine_cannot_send_under_another_address(driver: ContainersDriver, resting: MachineSpec) -> None:
+    assert MACHINE_MAC in inside(driver, resting.id, "cat /sys/class/net/eth0/address")
+    tried = inside(driver, resting.id, "ip link set eth0 address 02:00:00:00:00:01 2>&1; echo $?")
     assert tried.strip().endswith(("1", "2")), tried
     raw = "python3 -I -c 'import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)' 2>&1"
-    assert "PermissionError" in inside(driver, machine.id, raw)
+    assert "PermissionError" in inside(driver, resting.id, raw)
 
 
 def test_nothing_starts_without_the_guard(
@@ -213,7 +221,7 @@ def test_nothing_starts_without_the_guard(
 # --- limits and rights ---------------------------------------------------------------------------------------------
 
 
-def test_limits_as_seen_inside(driver: ContainersDriver, machine: MachineSpec) -> None:
+def test_limits_as_seen_inside(driver: ContainersDriver, resting: MachineSpec) -> None:
     script = """
     for f in memory/memory.limit_in_bytes memory.max; do cat /sys/fs/cgroup/$f 2>/dev/null; done; echo --
     for f in memory/memory.memsw.limit_in_bytes memory.swap.max; do cat /sys/fs/cgroup/$f 2>/dev/null; done; echo --
@@ -221,9 +229,9 @@ def test_limits_as_seen_inside(driver: ContainersDriver, machine: MachineSpec) -
     for f in pids/pids.max pids.max; do cat /sys/fs/cgroup/$f 2>/dev/null; done; echo --
     ulimit -Hc; ulimit -Hn; df -B1 --output=size /dev/shm | tail -1
     """
-    memory, swap, cpu, pids, rest = (part.split() for part in inside(driver, machine.id, script).split("--"))
-    assert memory[0] == str(machine.memory_bytes)
-    assert not swap or swap[0] in {str(machine.memory_bytes), "0"}, "no swap"
+    memory, swap, cpu, pids, rest = (part.split() for part in inside(driver, resting.id, script).split("--"))
+    assert memory[0] == str(resting.memory_bytes)
+    assert not swap or swap[0] in {str(resting.memory_bytes), "0"}, "no swap"
     assert cpu[0] == "100000"
     assert pids[0] == "4096"
     assert rest[0] == "0", "no core dumps"
@@ -231,23 +239,23 @@ def test_limits_as_seen_inside(driver: ContainersDriver, machine: MachineSpec) -
     assert int(rest[2]) <= 256 << 20
 
 
-def test_memory_beyond_the_limit_ends_the_greedy_program_only(driver: ContainersDriver, machine: MachineSpec) -> None:
+def test_memory_beyond_the_limit_ends_the_greedy_program_only(driver: ContainersDriver, resting: MachineSpec) -> None:
     greedy = "python3 -I -c 'x = bytearray(3 << 30)' >/dev/null 2>&1; echo ended $?"
-    assert "ended 137" in inside(driver, machine.id, greedy)
-    ready(driver, machine)
+    assert "ended 137" in inside(driver, resting.id, greedy)
+    ready(driver, resting)
 
 
-def test_root_inside_is_nobody_outside(driver: ContainersDriver, machine: MachineSpec) -> None:
-    first, start, length = inside(driver, machine.id, "cat /proc/self/uid_map").split()
+def test_root_inside_is_nobody_outside(driver: ContainersDriver, resting: MachineSpec) -> None:
+    first, start, length = inside(driver, resting.id, "cat /proc/self/uid_map").split()
     assert (first, length) == ("0", "65536")
     assert int(start) >= 100_000
-    status = inside(driver, machine.id, "cat /proc/1/status")
+    status = inside(driver, resting.id, "cat /proc/1/status")
     assert re.search(r"^CapInh:\s0+$", status, re.MULTILINE)
     assert re.search(r"^Seccomp:\s2$", status, re.MULTILINE)
     effective = int(re.search(r"^CapEff:\s([0-9a-f]+)$", status, re.MULTILINE)[1], 16)  # type: ignore[index]
     forbidden = {"net_admin": 12, "net_raw": 13, "sys_module": 16, "sys_ptrace": 19, "sys_admin": 21, "mknod": 27}
     assert not {name for name, bit in forbidden.items() if effective >> bit & 1}
-    devices = set(inside(driver, machine.id, "ls /dev").split())
+    devices = set(inside(driver, resting.id, "ls /dev").split())
     assert not devices & {"fuse", "kvm", "dri", "uinput", "vda", "sda", "mem", "kmsg", "net"}
 
 
@@ -268,15 +276,15 @@ def test_only_an_administrator_becomes_root(
     assert (answer.strip() == "0") is administrator, answer
 
 
-def test_the_persons_programs_cannot_touch_the_display_engine(driver: ContainersDriver, machine: MachineSpec) -> None:
+def test_the_persons_programs_cannot_touch_the_display_engine(driver: ContainersDriver, resting: MachineSpec) -> None:
     tried = inside(
         driver,
-        machine.id,
+        resting.id,
         "ls /run/millstream 2>&1; ls /run/millstream/engine 2>&1; kill -9 $(pidof Xtigervnc) 2>&1; echo >> /opt/millstream/agent/agent.py",
         user="1000:1000",
     )
     assert tried.count("ermission denied") + tried.count("not permitted") >= 3, tried
-    assert "Read-only" in inside(driver, machine.id, "touch /opt/millstream/agent/x 2>&1")
+    assert "Read-only" in inside(driver, resting.id, "touch /opt/millstream/agent/x 2>&1")
 
 
 def test_a_limit_above_the_host_is_capped(podman_driver: ContainersDriver) -> None:
@@ -297,16 +305,16 @@ def test_short_memory_is_refused_with_its_reason(
     assert podman_driver.look(spec.id).observed is Observed.ABSENT
 
 
-def test_nothing_secret_in_what_the_engine_tells(driver: ContainersDriver, machine: MachineSpec) -> None:
-    cookie = inside(driver, machine.id, "od -An -tx1 /run/millstream/cookie | tr -d ' \\n'")[-32:]
+def test_nothing_secret_in_what_the_engine_tells(driver: ContainersDriver, resting: MachineSpec) -> None:
+    cookie = inside(driver, resting.id, "od -An -tx1 /run/millstream/cookie | tr -d ' \\n'")[-32:]
     assert re.fullmatch("[0-9a-f]{32}", cookie)
     with driver.engine.calls() as api:
-        told = json.dumps(api.inspect_container(f"ms-{machine.id}"))
+        told = json.dumps(api.inspect_container(f"ms-{resting.id}"))
     assert cookie not in told
     assert "AWS" not in told
-    environment = inside(driver, machine.id, "tr '\\0' '\\n' < /proc/1/environ")
+    environment = inside(driver, resting.id, "tr '\\0' '\\n' < /proc/1/environ")
     assert not re.search(r"proxy|token|secret|key|passw", environment, re.IGNORECASE), environment
-    assert cookie not in inside(driver, machine.id, "cat /proc/*/cmdline | tr '\\0' ' '")
+    assert cookie not in inside(driver, resting.id, "cat /proc/*/cmdline | tr '\\0' ' '")
 
 
 def test_two_machines_share_no_secret_of_their_image(
@@ -318,15 +326,55 @@ def test_two_machines_share_no_secret_of_their_image(
     assert not set(one) & set(two)
 
 
+HOSTILE = {
+    "USER": "nobody",
+    "WORKDIR": "/link/to/somewhere",
+    "ENTRYPOINT": '["/evil"]',
+    "CMD": '["evil"]',
+    "VOLUME": "/evil",
+    "ENV": "MILLSTREAM_ADMINISTRATOR=7",
+}
+
+
+def test_an_image_says_nothing_about_how_it_is_started(
+    driver: ContainersDriver, new_machine: Callable[..., MachineSpec], tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to("/etc")
+    subprocess.run(["tar", "-C", str(tmp_path), "-cf", str(tmp_path / "image.tar"), "link"], check=True)
+    changes = [f"{key} {value}" for key, value in HOSTILE.items()]
+    with driver.engine.calls() as api:
+        tar = (tmp_path / "image.tar").read_bytes()
+        api.import_image_from_stream(
+            iter([tar]), "millstream/hostile", tag="1", changes=[*changes, "LABEL millstream.image=hostile"]
+        )
+    try:
+        spec = new_machine(driver, image="hostile", administrator=False)
+        driver.acquire(spec)
+        with driver.engine.calls() as api:
+            said = api.inspect_container(f"ms-{spec.id}")
+        assert said["Config"]["User"] in {"0:0", "root", "0"}
+        assert said["Config"]["WorkingDir"] == "/"
+        assert "evil" not in json.dumps(
+            [said["Config"]["Entrypoint"], said["Config"]["Cmd"], said["Path"], said["Args"]]
+        )
+        assert "MILLSTREAM_ADMINISTRATOR=0" in said["Config"]["Env"]
+        assert "MILLSTREAM_ADMINISTRATOR=7" not in said["Config"]["Env"]
+        gone(driver, spec.id)
+        with driver.engine.calls() as api:
+            assert not api.volumes()["Volumes"]
+    finally:
+        driver.remove_image("hostile")
+
+
 # --- the folder and its sockets --------------------------------------------------------------------------------------
 
 
-def test_the_display_greets(driver: ContainersDriver, machine: MachineSpec) -> None:
-    with ContainerStreams(driver.data).open_stream(machine.id, "rfb") as connection:
+def test_the_display_greets(driver: ContainersDriver, resting: MachineSpec) -> None:
+    with ContainerStreams(driver.data).open_stream(resting.id, "rfb") as connection:
         assert connection.gettimeout() is None
         assert connection.recv(12) == b"RFB 003.008\n"
     with pytest.raises(CapacityError):
-        ContainerStreams(driver.data).open_stream(machine.id, "../agent")
+        ContainerStreams(driver.data).open_stream(resting.id, "../agent")
 
 
 @pytest.mark.parametrize(
@@ -402,15 +450,15 @@ def stop_agent(driver: ContainersDriver, spec: MachineSpec) -> None:
     inside(driver, spec.id, "kill -STOP $(pgrep -P 1 -f main.py | head -1)")
 
 
-def test_a_frozen_agent_makes_the_machine_silent(driver: ContainersDriver, machine: MachineSpec) -> None:
-    stop_agent(driver, machine)
+def test_a_frozen_agent_makes_the_machine_silent(driver: ContainersDriver, resting: MachineSpec) -> None:
+    stop_agent(driver, resting)
     began = time.monotonic()
-    seen = driver.look(machine.id)
+    seen = driver.look(resting.id)
     assert seen.observed is Observed.SILENT
     assert time.monotonic() - began < 2
     assert seen.address, "what the engine knows is still told"
-    inside(driver, machine.id, "kill -CONT $(pgrep -P 1 -f main.py | head -1)")
-    ready(driver, machine)
+    inside(driver, resting.id, "kill -CONT $(pgrep -P 1 -f main.py | head -1)")
+    ready(driver, resting)
 
 
 # --- what dies comes back ------------------------------------------------------------------------------------------

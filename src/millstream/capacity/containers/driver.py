@@ -50,7 +50,7 @@ SHM_BYTES: Final = 256 << 20  # browsers share their tiles there; counted to the
 TMP_SHARE: Final = 0.25  # of the machine's memory may be files in /tmp
 STOP_LIMIT_S: Final = 10
 RELEASE_TRIES: Final = 40
-RELEASE_PAUSE_S: Final = 0.05  # Podman's busy mount is gone 50 ms later
+RELEASE_PAUSES_S: Final = (0.01, 0.2)  # Podman's busy mount is gone some 20 ms later; a busy host needs more
 
 # Of the engine's default capabilities these are what a desktop with sudo and apt never misses. NET_RAW forges
 # neighbours' frames; MKNOD, AUDIT_WRITE and SETPCAP open doors that nobody here goes through.
@@ -213,7 +213,7 @@ class ContainersDriver:
                 # Podman's first try often finds its own mounts busy; Docker says that a removal is under way.
                 if error.code != "engine.error" or attempt == RELEASE_TRIES - 1:
                     raise
-                time.sleep(RELEASE_PAUSE_S)
+                time.sleep(min(RELEASE_PAUSES_S[0] * (attempt + 1), RELEASE_PAUSES_S[1]))
         self._remove_folder(machine_id)
 
     def close(self, *, stop_engine: bool = False) -> None:

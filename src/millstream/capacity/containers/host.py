@@ -17,6 +17,8 @@ RANGE_START: Final = 1_000_000_000
 RANGE_LENGTH: Final = 2_000 * 65_536
 RANGE_FILES: Final = (Path("/etc/subuid"), Path("/etc/subgid"))
 
+LOCK: Final = Path("/run/lock/millstream-subuid")
+
 PACKAGES: Final = Path(__file__).with_name("packages.txt")
 TOOLS: Final = {  # the program that is looked for, and its Debian package
     "podman": "podman",
@@ -38,7 +40,7 @@ def prepare_host() -> list[str]:
     """
     changed = []
     for path in RANGE_FILES:
-        with locked(Path("/run/lock/millstream-subuid")):
+        with locked(LOCK):
             text = path.read_text(encoding="utf-8") if path.exists() else ""
             if _has_range(text):
                 continue
@@ -79,12 +81,12 @@ def check_host() -> list[Health]:
 
 
 def free_start(text: str) -> int:
-    """Where our range may begin: behind every range that the file already gives away."""
+    """Where our range may begin: behind every range that the file already gives away and that reaches that far."""
     ends = [RANGE_START]
     for line in text.splitlines():
         _, _, numbers = line.partition(":")
         first, _, length = numbers.partition(":")
-        if first.isdigit() and length.isdigit() and int(first) + int(length) > RANGE_START:
+        if first.isdigit() and length.isdigit():
             ends.append(int(first) + int(length))
     return max(ends)
 

@@ -219,6 +219,8 @@ def _build(tarball: Path, cache: Path, tell: Callable[[str], None]) -> None:
             str(sources),
         ]
         _run_visibly(command, work, tell)
+        for older in cache.glob(f"{NAME}-*.tar"):
+            older.unlink()  # each is a gigabyte; an engine that took one has its own copy
         (work / "rootfs.tar").replace(tarball)
         record = {
             "image": NAME,
@@ -237,7 +239,8 @@ def _hooks(desktop: Path | str, sources: Path | str, versions: Path | str) -> li
     nobody, person = "--shell /usr/sbin/nologin millstream", "ImageBuilderAdmin"
     return [
         f'cp -a --no-preserve=ownership "{desktop}/rootfs/." "$1/"',
-        f'rm -f "$1/etc/apt/sources.list"; cp "{sources}" "$1/etc/apt/sources.list.d/debian.sources"',
+        'rm -f "$1/etc/apt/sources.list" "$1"/etc/apt/sources.list.d/* "$1/etc/apt/apt.conf.d/99mmdebstrap"',
+        f'cp "{sources}" "$1/etc/apt/sources.list.d/debian.sources"',
         f'chroot "$1" groupadd --gid {ENGINE_UID} millstream',
         f'chroot "$1" useradd --uid {ENGINE_UID} --gid {ENGINE_UID} --no-create-home --home-dir /nonexistent {nobody}',
         f'chroot "$1" useradd --uid {PERSON_UID} --create-home --shell /bin/bash --comment "Image builder" {person}',

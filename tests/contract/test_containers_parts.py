@@ -1,0 +1,88 @@
+"""Parts of the containers driver that need no engine: the host's preparation, the guard's text, image sources."""
+
+from __future__ import annotations
+
+import socket
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millstream.capacity.containers import host, image, network
+from millstream.capacity.containers.stream import ContainerStreams
+from millstream.capacity.driver import CapacityError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_range_is_added_once_and_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = (tmp_path / "subuid", tmp_path / "subgid")
+    files[0].write_text("alice:100000:65536")  # no newline at the end: files edited by hand
+    monkeypatch.setattr(host, "RANGE_FILES", files)
+    monkeypatch.setattr(host, "LOCK", tmp_path / "lock")
+    assert len(host.prepare_host()) == 2
+    assert host.prepare_host() == []
+    assert files[0].read_text() == f"alice:100000:65536\ncontainers:{host.RANGE_START}:{host.RANGE_LENGTH}\n"
+    assert stat.S_IMODE(files[1].stat().st_mode) == 0o644
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**31), st.integers(1, 2**28)), max_size=6))
+def test_our_range_touches_no_other(ranges: list[tuple[int, int]]) -> None:
+    text = "".join(f"u{i}:{first}:{length}\n" for i, (first, length) in enumerate(ranges))
+    start = host.free_start(text)
+    assert all(
+        first + length <= start or first + length <= host.RANGE_START or start + host.RANGE_LENGTH <= first
+        for first, length in ranges
+    )
+
+
+def test_addresses_are_stable_and_apart() -> None:
+    assert network.mac_of("0" * 32) == network.mac_of("0" * 32) != network.mac_of("1" * 32)
+    first_octet = int(network.mac_of("0" * 32)[:2], 16)
+    assert first_octet & 0b11 == 0b10, "unicast, locally administered"
+    assert network.interface_id("a", "1") != network.interface_id("a", "2")
+
+
+def test_sources_are_debian_s_main_only() -> None:
+    for stanza in image.debian_sources():
+        fields = dict(line.split(": ", 1) for line in stanza.strip().splitlines())
+        assert fields["Components"] == "main"
+        assert set(fields["Suites"].split()) <= set(image.SUITES)
+        assert "debian-archive" in fields["Signed-By"]
+    assert any("bookworm-security" in stanza for stanza in image.debian_sources())
+
+
+def test_the_recipe_is_named_by_its_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = image.recipe_digest()
+    assert before == image.recipe_digest()
+    monkeypatch.setattr(image, "EPOCH", image.EPOCH + 1)
+    assert image.recipe_digest() != before
+
+
+@pytest.mark.parametrize(
+    "machine_id", ["", "..", "../../etc", "0" * 31, "0" * 33, "g" * 32, "0" * 31 + "\n", "0" * 31 + "/"]
+)
+def test_only_ids_are_dialled(tmp_path: Path, machine_id: str) -> None:
+    with pytest.raises(CapacityError):
+        ContainerStreams(tmp_path).open_stream(machine_id, "rfb")
+
+
+@pytest.mark.parametrize("step", ["machine", "inside"])
+def test_a_folder_that_became_a_link_is_not_followed(tmp_path: Path, step: str) -> None:
+    machine_id, real = "a" * 32, tmp_path / "elsewhere"
+    (real / "engine").mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(real / "engine" / "rfb.sock"))
+        server.listen()
+        folder = tmp_path / "machines" / machine_id
+        folder.parent.mkdir()
+        if step == "machine":
+            folder.symlink_to(real)
+        else:
+            folder.mkdir()
+            (folder / "engine").symlink_to(real / "engine")
+        with pytest.raises(CapacityError):
+            ContainerStreams(tmp_path).open_stream(machine_id, "rfb")
