@@ -26,6 +26,9 @@ Row = sqlite3.Row
 _HERE: Final = Path(__file__).parent
 # How long a writer waits for another role's commit before it says that the store is busy.
 BUSY_S: Final = 10.0
+# Pages that a reading connection keeps: SQLite's default. The api asks for more, so that the inner pages of a large
+# store's trees stay at hand; they are taken as they are needed.
+CACHE_BYTES: Final = 2 << 20
 # Calls that share one commit: enough that the disk's sync is no limit, few enough that none waits long.
 BATCH_MAX: Final = 256
 
@@ -85,12 +88,13 @@ class Store:
     through any death of a process, and is what the reconciler uses: all that it writes can be seen again.
     """
 
-    def __init__(self, folder: Path, *, synchronous: str = "FULL") -> None:
+    def __init__(self, folder: Path, *, synchronous: str = "FULL", cache_bytes: int = CACHE_BYTES) -> None:
         if synchronous not in {"FULL", "NORMAL"}:
             raise ValueError(synchronous)
         self.folder = folder
         self._path = folder / "millstream.db"
         self._synchronous = synchronous
+        self._cache_bytes = cache_bytes
         self._queries = _named_queries()
         self._local = threading.local()
         self._queue: queue.SimpleQueue[tuple[Callable[[Tx], Any], Future[Any]] | None] = queue.SimpleQueue()
@@ -182,6 +186,7 @@ class Store:
         if found is None:
             connection = self._connect()
             connection.execute("PRAGMA query_only=ON")
+            connection.execute(f"PRAGMA cache_size=-{self._cache_bytes >> 10}")
             self._local.connection = connection
             found = self._local.tx = Tx(connection, self._queries)
         return found

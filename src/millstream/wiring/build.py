@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from millstream.capacity.registry import DRIVERS
 from millstream.model.agent import AGENT_VERSION
 from millstream.model.identity import Key, Secret
-from millstream.store.store import Store
+from millstream.store.store import CACHE_BYTES, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,11 @@ def open_store(settings: Settings, *, role: str = "command", adopt: bool = False
 
     The reconciler's commits need no sync of their own: all that it writes can be seen again.
     """
-    store = Store(settings.data, synchronous="NORMAL" if role == "reconcile" else settings.synchronous)
+    store = Store(
+        settings.data,
+        synchronous="NORMAL" if role == "reconcile" else settings.synchronous,
+        cache_bytes=16 << 20 if role == "api" else CACHE_BYTES,
+    )
     store.open(adopt=adopt)
     return store
 
