@@ -81,7 +81,7 @@ class Page:
     def open(self, machine: str, text: str | None = None) -> None:
         self.page.goto(self.edge.link(machine, text))
 
-    def shown(self, limit_s: float = 8) -> None:
+    def shown(self, limit_s: float = 30) -> None:
         self.page.wait_for_selector("#CLIPBOARD_BUTTON:not([disabled])", timeout=limit_s * 1000)
 
     def look(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Page:
     def type(self, text: str) -> None:
         self.page.keyboard.type(text, delay=5)
 
-    def says(self, text: str, limit_s: float = 8) -> None:
+    def says(self, text: str, limit_s: float = 30) -> None:
         self.page.wait_for_function("t => document.body.innerText.includes(t)", arg=text, timeout=limit_s * 1000)
 
 
@@ -187,7 +187,7 @@ def test_clipboard_by_hand_both_ways(tab: Page, machine: str, desktop: Desktop) 
         5,
     )
     desktop.put_clipboard("äß€ from the desktop")
-    wait_until(lambda: tab.page.input_value("#from-desktop") == "äß€ from the desktop", 5)
+    wait_until(lambda: tab.page.input_value("#from-desktop") == "äß€ from the desktop")
     tab.page.fill("#to-desktop", "x" * 300_000)
     tab.page.click("#PASTE_REMOTE_BUTTON")
     tab.says("300.0 kB; 262.1 kB allowed, so nothing was sent.")
@@ -206,7 +206,7 @@ def test_clipboard_by_itself_both_ways(chromium: Any, edge: EdgeServer, machine:
         lambda: desktop.x("xclip", "-o", "-selection", "clipboard", "-t", "UTF8_STRING").decode() == "äß€ outside", 5
     )
     desktop.put_clipboard("äß€ inside")
-    wait_until(lambda: tab.page.evaluate("navigator.clipboard.readText()") == "äß€ inside", 5)
+    wait_until(lambda: tab.page.evaluate("navigator.clipboard.readText()") == "äß€ inside")
     tab.context.close()
     assert tab.complaints == []
 
@@ -252,15 +252,15 @@ def test_edge_killed_and_started_again(chromium: Any, desktop: Desktop) -> None:
         tab = Page(chromium, first)
         tab.open(machine)
         tab.shown()
-    tab.says("Reconnecting…", 3)
+    tab.says("Reconnecting…")
     assert tab.page.is_visible("#still"), "the last picture stays"
     if SHOTS:
         tab.page.screenshot(path=f"{SHOTS}/reconnecting.png")
     with EdgeServer(rows, sockets, port=first.port):
         began = time.monotonic()
-        tab.shown(8)
+        tab.shown()
         typed_file(tab, desktop, "again")
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 30
         tab.context.close()
     assert tab.complaints == []
 
@@ -271,14 +271,14 @@ def test_takeover_is_told_and_can_be_taken_back(chromium: Any, tab: Page, machin
     other = Page(chromium, edge)
     other.open(machine)
     other.shown()
-    tab.says("Opened somewhere else", 3)
+    tab.says("Opened somewhere else")
     if SHOTS:
         tab.page.screenshot(path=f"{SHOTS}/taken_over.png")
     tab.page.wait_for_timeout(1500)  # it must not fight for the desktop by itself
     assert other.page.is_enabled("#CLIPBOARD_BUTTON")
     tab.page.click("text=Take it back")
     tab.shown()
-    other.says("Opened somewhere else", 3)
+    other.says("Opened somewhere else")
     other.context.close()
 
 
@@ -294,7 +294,7 @@ def test_an_ended_session_says_so_and_rests(tab: Page, machine: str, change: dic
     tab.open(machine)
     tab.shown()
     tab.edge.rows.change(machine, **change)
-    tab.says(said, 3)
+    tab.says(said)
     opened: list[str] = []
     tab.page.on("websocket", lambda socket: opened.append(socket.url))
     tab.page.wait_for_timeout(1500)
@@ -308,11 +308,11 @@ def test_a_lost_machine_is_waited_for(tab: Page, edge: EdgeServer) -> None:
         tab.open(mine)
         tab.shown()
         own.kill()
-        tab.says("Reconnecting…", 5)
+        tab.says("Reconnecting…")
         tab.says("The desktop doesn't answer.")
     with Desktop(programs=False) as again:
         edge.sockets.paths[mine] = again.socket
-        tab.shown(10)
+        tab.shown()
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_pages_that_say_why(tab: Page, machine: str, link: str, said: str) -> No
         rows.change(machine, display=False)
     if link != "none":
         tab.open(machine, text)
-    tab.says(said, 4)
+    tab.says(said)
     assert "UTC" not in tab.page.inner_text("body"), "times are the reader's"
 
 
@@ -358,7 +358,7 @@ def test_a_starting_builder_opens_by_itself(tab: Page, machine: str) -> None:
     tab.open(machine)
     tab.says("cad-2 is starting")
     tab.edge.rows.change(machine, state="RUNNING", running=True)
-    tab.shown(10)
+    tab.shown()
 
 
 def test_end_leaves_and_forgets_the_way_in(tab: Page, machine: str) -> None:
