@@ -185,6 +185,70 @@ def test_the_check_itself_can_fail() -> None:
         assert rows
 
 
+# -- its owner speaks while a verb is under way
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("number", range(1, 6))
+def test_a_delete_that_arrives_during_a_step_is_not_overwritten(number: int, moment: str) -> None:
+    """At each use of the driver while it is created: what the step then writes must not hide the new wish."""
+    with a_world() as world:
+        use, used = world.driver._use, 0
+
+        def speaking(name: str, real: Callable[[], Any]) -> Any:
+            nonlocal used
+            used += 1
+            if used == number and moment == "before":
+                world.call(aws.DeleteImageBuilder, Name="b")
+            result = use(name, real)
+            if used == number and moment == "after":
+                world.call(aws.DeleteImageBuilder, Name="b")
+            return result
+
+        world.call(aws.CreateImageBuilder, Name="b", **SMALL)
+        world.driver._use = speaking  # type: ignore[method-assign,assignment]
+        states: set[str | None] = set()
+
+        def gone() -> bool:
+            state = (world.shown() or {}).get("State")
+            if used >= number:
+                states.add(state)
+            return state is None
+
+        world.settle_until(gone, limit_s=60)
+        assert used >= number
+        assert states <= {"DELETING", None}, "after Delete it shows DELETING until it is gone"
+        assert (world.rows(), world.held()) == ([], {})
+        world.check_timeline()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_stop_that_arrives_while_it_is_brought_up_again(number: int, moment: str) -> None:
+    """RUNNING, stopped by itself, and its owner stops it just as the reconciler looks or starts."""
+    with a_world() as world:
+        running(world)
+        world.simulated._run("UPDATE held SET running = 0")
+        world.reconciler.sweep()
+        use, used = world.driver._use, 0
+
+        def speaking(name: str, real: Callable[[], Any]) -> Any:
+            nonlocal used
+            used += 1
+            if used == number and moment == "before":
+                world.call(aws.StopImageBuilder, Name="b")
+            result = use(name, real)
+            if used == number and moment == "after":
+                world.call(aws.StopImageBuilder, Name="b")
+            return result
+
+        world.driver._use = speaking  # type: ignore[method-assign,assignment]
+        world.settle()
+        assert used >= number
+        assert (world.shown() or {})["State"] == "STOPPED"
+        world.check(timeline=False)
+
+
 # -- the world changes behind our back
 
 
@@ -356,6 +420,19 @@ def test_what_a_builder_waits_for_is_shown_and_vanishes_with_its_cause(call: str
         assert (shown or {}).get("State") == {"delete": None, "stop": "STOPPED"}.get(call, "RUNNING")
         assert "ImageBuilderErrors" not in (shown or {})
         world.check()
+
+
+def test_an_error_does_not_outlive_its_cause_while_the_desktop_starts() -> None:
+    with a_world() as world:
+        world.simulated._durations = Durations(0, 20.0, 0, 0)
+        world.call(aws.CreateImageBuilder, Name="b", **SMALL)
+        steps_for(world, 1)
+        with Down(world):
+            steps_for(world, 2)
+            assert "ImageBuilderErrors" in (world.shown() or {})
+        steps_for(world, 3)
+        assert (world.shown() or {})["State"] == "PENDING"
+        assert "ImageBuilderErrors" not in (world.shown() or {})
 
 
 def test_a_driver_away_for_long_ends_a_create_but_never_a_delete() -> None:
