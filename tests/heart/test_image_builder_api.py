@@ -741,3 +741,19 @@ def test_a_machine_that_stops_by_itself_shows_rebooting_and_comes_back(service: 
     assert wait_for(client, "b", "REBOOTING", {"RUNNING"})[-1] == "REBOOTING"
     refused(client.stop_image_builder, "OperationNotPermittedException", "REBOOTING", Name="b")
     wait_for(client, "b", "RUNNING", {"REBOOTING"})
+
+
+def test_a_second_service_on_the_same_folder_is_refused(service: Running) -> None:
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", _SERVE, str(service.data), free_address(), free_address(), "1"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "another Millstream works on" in done.stderr
+    assert "ready" not in done.stdout
+    assert time.monotonic() - began < 20
+    assert service.client().describe_image_builders()["ImageBuilders"] == [], "the first goes on"
