@@ -92,15 +92,7 @@ def settings(**flags: Any) -> Settings:
     Raises SettingsError that names the setting, where it came from and what it may be.
     """
     known = {item.name: item for item in fields(Settings)}
-    config = flags.pop("config", None) or os.environ.get("MILLSTREAM_CONFIG")
-    given: dict[str, tuple[Any, str]] = {}
-    for name, value in (_file(Path(config)) if config else {}).items():
-        given[name] = (value, f"{config}")
-    for name in known:
-        variable = f"MILLSTREAM_{name.upper()}"
-        if variable in os.environ:
-            given[name] = (os.environ[variable], variable)
-    given |= {name: (value, f"--{name.replace('_', '-')}") for name, value in flags.items() if value is not None}
+    given = _given(flags)
     strange = sorted(set(given) - set(known))
     if strange:
         raise SettingsError(
@@ -109,6 +101,28 @@ def settings(**flags: Any) -> Settings:
         )
     values = {name: _typed(name, value, known[name].default, origin) for name, (value, origin) in given.items()}
     return _checked(replace(Settings(), **values))
+
+
+def origins(**flags: Any) -> dict[str, str]:
+    """Where each setting that is not at its default was given: a flag, a variable or the file."""
+    return {name: origin for name, (_, origin) in _given(flags).items()}
+
+
+def _given(flags: dict[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Every value that was given, with where; the strongest of each."""
+    config = flags.get("config") or os.environ.get("MILLSTREAM_CONFIG")
+    given: dict[str, tuple[Any, str]] = {}
+    for name, value in (_file(Path(config)) if config else {}).items():
+        given[name] = (value, f"{config}")
+    for item in fields(Settings):
+        variable = f"MILLSTREAM_{item.name.upper()}"
+        if variable in os.environ:
+            given[item.name] = (os.environ[variable], variable)
+    return given | {
+        name: (value, f"--{name.replace('_', '-')}")
+        for name, value in flags.items()
+        if value is not None and name != "config"
+    }
 
 
 def _file(path: Path) -> dict[str, Any]:
