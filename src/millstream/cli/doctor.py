@@ -214,8 +214,12 @@ def engine_checks(settings: Settings, engine: dict[str, Any]) -> Iterator[Check]
     from millstream.capacity.driver import CapacityError, Refused
     from millstream.cli.image import engine_of
 
+    from millstream.capacity.containers.engine import answers
+
     found = engine_of(settings)
     engine["url"] = found.url
+    # One that only the check has started ends with it.
+    ours = found.embedded is not None and not answers(found.embedded.socket)
     try:
         if found.embedded is not None:
             found.embedded.ensure()
@@ -226,7 +230,7 @@ def engine_checks(settings: Settings, engine: dict[str, Any]) -> Iterator[Check]
         fix = "apt-get install -y podman runc" if error.code in {"engine.missing", "engine.no-runtime"} else ""
         yield Check(error.code, found.url, str(error), ok=False, fix=fix)
     finally:
-        found.close()
+        found.close(stop_engine=ours)
 
 
 def _images(settings: Settings, engine: dict[str, Any]) -> Iterator[Check]:
