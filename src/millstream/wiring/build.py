@@ -101,14 +101,17 @@ def signing_keys(store: Store) -> tuple[list[bytes], bytes]:
     """The ticket keys, the one in use first, and the key of page tokens; made at the first start."""
 
     def work(tx: Tx) -> tuple[list[bytes], bytes]:
-        tickets, tokens = tx.one("meta", key="ticket_keys"), tx.one("meta", key="token_key")
-        if tickets is None:
+        if tx.one("meta", key="ticket_keys") is None:
             tx.run("set_meta", key="ticket_keys", value=json.dumps([secrets.token_hex(32)]))
             tx.run("set_meta", key="token_key", value=secrets.token_hex(32))
-            tickets, tokens = tx.one("meta", key="ticket_keys"), tx.one("meta", key="token_key")
-        return [bytes.fromhex(text) for text in json.loads(tickets["value"])], bytes.fromhex(tokens["value"])
+        return list(ticket_keys(tx)), bytes.fromhex(tx.one("meta", key="token_key")["value"])
 
     return store.write(work).result()
+
+
+def ticket_keys(tx: Tx) -> tuple[bytes, ...]:
+    """The keys that tickets are checked with, the one in use first; two while rotating."""
+    return tuple(bytes.fromhex(text) for text in json.loads(tx.one("meta", key="ticket_keys")["value"]))
 
 
 def make_service(settings: Settings, store: Store) -> Service:

@@ -5,6 +5,7 @@ Each loads what it needs when it runs: what is imported at the top here, all of 
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import threading
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from millstream.model.records import Health
 from millstream.reconcile.health import of_service
 from millstream.reconcile.wake import WakeSocket
-from millstream.wiring.build import make_driver, make_service, open_store, signing_keys
+from millstream.wiring.build import make_driver, make_service, open_store, ticket_keys
 from millstream.wiring.confine import confine
 from millstream.wiring.settings import Settings, address
 
@@ -82,7 +83,6 @@ def edge(settings: Settings, ready: Callable[[], None]) -> None:
     )
     sessions = StoredSessions(
         store,
-        tuple(signing_keys(store)[0]),
         lambda: of_service(store, wake, time.time(), settings.image),
         display=settings.capacity != "simulated",
     )
@@ -124,9 +124,8 @@ ROLES = {"api": api, "edge": edge, "reconcile": reconcile}
 class StoredSessions:
     """The gateway's view of the rows. See `millstream.gateway.session.Sessions`."""
 
-    def __init__(self, store: Store, keys: tuple[bytes, ...], health: Callable[[], Health], *, display: bool) -> None:
+    def __init__(self, store: Store, health: Callable[[], Health], *, display: bool) -> None:
         self._store = store
-        self._keys = keys
         self._health = health
         self._display = display
 
@@ -144,6 +143,7 @@ class StoredSessions:
             state=row["state"],
             generation=f"{row['started_at'] or 0:.6f}",
             running=wanted_running and row["state"] == "RUNNING",
+            reason=json.loads(row["error"])["message"] if row["error"] else "",
             coming=wanted_running and row["state"] in {"PENDING", "REBOOTING", "UPDATING_AGENT"},
             display=self._display,
         )
@@ -153,7 +153,7 @@ class StoredSessions:
         return row is not None and row["revoked"] is None
 
     def ticket_keys(self) -> tuple[bytes, ...]:
-        return self._keys
+        return ticket_keys(self._store.read())
 
     def use_ticket(self, nonce: str, expires_at: int) -> bool:
         return self._store.write(lambda tx: tx.run("use_ticket", nonce=nonce, expires=expires_at) == 1).result()
