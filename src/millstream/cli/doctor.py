@@ -211,10 +211,9 @@ def _output(arguments: list[str]) -> str:
 
 def engine_checks(settings: Settings, engine: dict[str, Any]) -> Iterator[Check]:
     """The engine and its base images, by asking; `engine` is filled with what programs want to know."""
+    from millstream.capacity.containers.engine import answers
     from millstream.capacity.driver import CapacityError, Refused
     from millstream.cli.image import engine_of
-
-    from millstream.capacity.containers.engine import answers
 
     found = engine_of(settings)
     engine["url"] = found.url
