@@ -222,7 +222,9 @@ def engine_checks(settings: Settings, engine: dict[str, Any]) -> Iterator[Check]
     try:
         if found.embedded is not None:
             found.embedded.ensure()
-        engine["kind"], engine["version"] = found.kind, str(found.version().get("Version", ""))
+        engine["kind"] = found.kind
+        with found.calls(limit_s=10.0) as api:
+            engine["version"] = str(api.version(api_version=False).get("Version", ""))
         yield Check("engine.no-answer", found.url, f"{engine['kind']} {engine['version']}")
         yield from _images(settings, engine)
     except (CapacityError, Refused) as error:
