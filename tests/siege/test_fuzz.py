@@ -27,7 +27,21 @@ GROWTH_BYTES_MAX = 50 << 20
 SLOWEST_S_MAX = 1.0
 NAMES = sorted(OPERATIONS)
 WORDS: list[object] = [
-    *("", "a", "lab", "A" * 200, "\x00", "\ud800", "\u202e", "ﬀ", "{}", "$", "%s%n", "../../etc/passwd", "' OR 1=1 --"),
+    *(
+        "",
+        "a",
+        "prey",
+        "A" * 200,
+        "\x00",
+        "\ud800",
+        "\u202e",
+        "ﬀ",
+        "{}",
+        "$",
+        "%s%n",
+        "../../etc/passwd",
+        "' OR 1=1 --",
+    ),
     *(0, -1, 1, 2**31, 2**63, -(2**63), 2**64, 1.5, 1e308, -0.0, float("inf"), float("nan"), True, None),
     *([], {}, [[]], {"": ""}, ["a"] * 60, {"a": {"b": {"c": None}}}),
 ]
@@ -35,9 +49,9 @@ MEMBERS = ["Name", "Names", "Tags", "ResourceArn", "MaxResults", "NextToken", "V
 MEMBERS += ["VpcConfig", "DomainJoinInfo", "AccessEndpoints", "Description", "AgentAccessConfig", "TagKeys", "Type"]
 JSON_SEEDS = [
     json.dumps(new_builder("fuzz")).encode(),
-    b'{"Names":["lab","lab"],"MaxResults":1,"NextToken":"AAAA"}',
-    b'{"ResourceArn":"arn:aws:appstream:us-east-1:000000000000:image-builder/lab","Tags":{"a":"b"}}',
-    b'{"Name":"lab","AttributesToDelete":["AGENT_ACCESS_CONFIG"]}',
+    b'{"Names":["prey","prey"],"MaxResults":1,"NextToken":"AAAA"}',
+    b'{"ResourceArn":"arn:aws:appstream:us-east-1:000000000000:image-builder/prey","Tags":{"a":"b"}}',
+    b'{"Name":"prey","AttributesToDelete":["AGENT_ACCESS_CONFIG"]}',
     b'{"Name":"\\ud800","x":1e999,"y":' + b"9" * 5000 + b"}",
     b"[" * 5000 + b"]" * 5000,
     b'{"a":' * 2000 + b"1" + b"}" * 2000,
@@ -48,7 +62,7 @@ JSON_SEEDS = [
 ]
 CBOR_SEEDS = [
     cbor2.dumps(new_builder("fuzz")),
-    cbor2.dumps({"Names": ["lab"], "MaxResults": 2**40}),
+    cbor2.dumps({"Names": ["prey"], "MaxResults": 2**40}),
     b"\x81" * 5000,
     b"\xbf" * 3000,
     b"\x9b\xff\xff\xff\xff\xff\xff\xff\xff",
@@ -80,7 +94,8 @@ class Seen:
 @pytest.fixture(scope="module")
 def running() -> Iterator[Service]:
     with service(log_level="warning", image_builders_max="5") as found:
-        found.create("lab")
+        found.create("kept")
+        found.create("prey")  # what is made up may name it, and delete it
         yield found
 
 
@@ -158,7 +173,7 @@ def test_frames(running: Service) -> None:
     roles = running.roles()
     before = {role: memory_bytes(pid) for role, pid in roles.items()}
     seen = Seen(Counter())
-    machine = next(iter(running.known()))
+    machine = running.rows("SELECT machine_id FROM image_builder WHERE name = 'kept'")[0][0]
     edge_seeds = [
         f"GET /stream/{machine}/?ticket=AAAA HTTP/1.1\r\nHost: 127.0.0.1:{running.edge_port}\r\n\r\n".encode(),
         f"POST /stream/{machine}/enter HTTP/1.1\r\nHost: 127.0.0.1:{running.edge_port}\r\n"
@@ -193,7 +208,7 @@ def test_frames(running: Service) -> None:
 def test_tickets(running: Service) -> None:
     """Real ones with bytes turned, made-up ones, real ones for others: one of three refusals, and nothing is used up."""
     chance = random.Random(SEED + 2)
-    answer = running.call("CreateImageBuilderStreamingURL", {"Name": "lab"})
+    answer = running.call("CreateImageBuilderStreamingURL", {"Name": "kept"})
     assert answer.status == 200
     address, _, real = answer.document["StreamingURL"].partition("?ticket=")
     path = address.partition(str(running.edge_port))[2]
