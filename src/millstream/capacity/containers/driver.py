@@ -172,10 +172,15 @@ class ContainersDriver:
                 url = raw._url("/containers/create")  # noqa: SLF001 - as said above
                 answer = raw.post(url, params={"name": PREFIX + spec.id}, json=config, timeout=raw.timeout)
                 raw._raise_for_status(answer)  # noqa: SLF001
-        except CapacityError:
+        except CapacityError as error:
             # The network or the image may be gone.
             self.network.forget()
             self._images.clear()
+            if "already in use" in str(error):  # Podman's 409 is a 500
+                if self._inspect(spec.id):
+                    return
+                # Its storage holds a half-made one that it does not list; only a removal by name finds it.
+                self._remove_container(spec.id)
             raise
 
     def start(self, spec: MachineSpec) -> None:
@@ -204,6 +209,10 @@ class ContainersDriver:
     def release(self, machine_id: str) -> None:
         """See `Driver.release`: force-remove until the engine has nothing of it, then its folder."""
         _checked(machine_id)
+        self._remove_container(machine_id)
+        self._remove_folder(machine_id)
+
+    def _remove_container(self, machine_id: str) -> None:
         for attempt in range(RELEASE_TRIES):
             try:
                 with self.engine.calls() as api, _fine_when(404):
@@ -214,7 +223,6 @@ class ContainersDriver:
                 if error.code != "engine.error" or attempt == RELEASE_TRIES - 1:
                     raise
                 time.sleep(min(RELEASE_PAUSES_S[0] * (attempt + 1), RELEASE_PAUSES_S[1]))
-        self._remove_folder(machine_id)
 
     def close(self, *, stop_engine: bool = False) -> None:
         """See `Driver.close`. With `stop_engine` the embedded engine's process ends too; machines keep running."""
