@@ -6,13 +6,14 @@ import ctypes
 import os
 import re
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.siege.siege_world import ROLES, Service, service, wait_until
+from tests.siege.siege_world import ROLES, Service, free_port, service, wait_until
 
 from millstream.wiring import confine
 from millstream.wiring.settings import Settings
@@ -213,6 +214,26 @@ def test_without_the_right_to_mount_it_says_so_and_works() -> None:
             held = status(found.roles()[role])
             assert held["NoNewPrivs"] == "1"
             assert int(held["CapPrm"], 16) == 0
+
+
+def test_a_role_alone_is_confined_too(tmp_path: Path) -> None:
+    """`millstream api`, as a supervisor starts it."""
+    tmp_path.chmod(0o700)
+    alone = subprocess.Popen(
+        [sys.executable, "-m", "millstream.cli.main", "api", "--data", str(tmp_path)]  # noqa: RUF005 - two halves
+        + ["--capacity", "simulated", "--listen", f"127.0.0.1:{free_port()}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert alone.stdout is not None
+        assert alone.stdout.readline() == b"ready\n"
+        assert int(status(alone.pid)["CapPrm"], 16) == 0
+        assert [point for point, options in mounts(alone.pid).items() if "rw" in options] == [str(tmp_path)]
+    finally:
+        alone.terminate()
+        _, said = alone.communicate(timeout=10)
+    assert alone.returncode == 0, said
 
 
 def test_roles_are_confined_before_they_listen() -> None:
