@@ -186,15 +186,14 @@ def _timeline(store: Store, named: names.Named) -> Told:
             "engine_id": row.facts.engine_id,
             "address": row.facts.address,
             "waiting_for": row.waiting,
-            "doing": row.doing,
-            "doing_for_s": round(time.time() - row.doing_since, 3) if row.doing_since else None,
+            "working": row.working,
             "error": {"code": machine.error.code, "message": machine.error.message} if machine.error else None,
         }
         lines.append(f"  wanted    {machine.wanted}   machine {machine.id[:12]} from {machine.spec.image}")
         if row.facts.address:
             lines.append(f"  address   {row.facts.address}")
-        if row.doing and row.doing_since:
-            lines.append(f"  doing     {row.doing}, for {seconds(time.time() - row.doing_since)}")
+        if row.working:
+            lines.append(f"  in work   since {seconds(time.time() - row.stepped_at)}")
         if row.waiting:
             lines.append(f"  waits for {row.waiting}")
         if machine.error is not None:

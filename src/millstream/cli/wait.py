@@ -161,8 +161,8 @@ def _doing(named: Named) -> str:
         return f"{row.machine.error.code}: {row.machine.error.message}"
     from millstream.lifecycle.machine import SETTLED
 
-    if row.waiting or row.doing:
-        return row.waiting or f"doing: {row.doing}"
+    if row.waiting or row.working:
+        return row.waiting or "its next step is being taken"
     return (
         "settled: nobody has asked for anything else" if row.machine.state in SETTLED else "waiting for its next step"
     )

@@ -42,8 +42,7 @@ class MachineRow:
     facts: Facts
     waiting: str  # why nothing happens at the moment, for people
     stepped_at: float  # when the last step ended: the next one is counted from there, so steps add up to the whole
-    doing: str | None
-    doing_since: float | None
+    working: bool  # a reconciler has it in hand
     due: float | None  # when it was to be looked at
 
 
@@ -77,8 +76,7 @@ def from_row(row: Row) -> MachineRow:
         _FACTS.decode(row["facts"]),
         row["waiting"],
         row["stepped_at"],
-        row["doing"],
-        row["doing_since"],
+        row["lease_by"] is not None,
         row["due"],
     )
 

@@ -23,7 +23,7 @@ UPDATE access_key SET revoked = :now WHERE key_id = :key_id AND revoked IS NULL;
 
 -- name: machine
 SELECT id, owner, wanted, state, spec, asked_at, made, started_at, silent_since, starts, attempts, version, error,
-    facts, waiting, doing, doing_since, stepped_at, due
+    facts, waiting, stepped_at, due, lease_by
 FROM machine WHERE id = :id;
 
 -- name: add_machine
@@ -52,14 +52,11 @@ RETURNING id;
 -- name: next_due
 SELECT min(due) FROM machine WHERE due IS NOT NULL AND lease_by IS NULL;
 
--- name: doing
-UPDATE machine SET doing = :step, doing_since = :now WHERE id = :id AND lease_by = :by;
-
 -- name: save_machine
 -- What the executor writes after a step. The lease must still be its own.
 UPDATE machine SET state = :state, made = :made, started_at = :started_at, silent_since = :silent_since,
     starts = :starts, attempts = :attempts, version = version + 1, error = :error, facts = :facts, waiting = :waiting,
-    stepped_at = :stepped_at, due = :due, lease_by = NULL, lease_until = NULL, doing = NULL, doing_since = NULL
+    stepped_at = :stepped_at, due = :due, lease_by = NULL, lease_until = NULL
 WHERE id = :id AND lease_by = :by;
 
 -- name: forget_machine
@@ -67,7 +64,7 @@ DELETE FROM machine WHERE id = :id AND lease_by = :by AND wanted = 'GONE';
 
 -- name: free_leases
 -- A reconciler that starts frees what its killed forerunner held: there is one reconciler for each data folder.
-UPDATE machine SET lease_by = NULL, lease_until = NULL, doing = NULL, doing_since = NULL WHERE lease_by IS NOT NULL;
+UPDATE machine SET lease_by = NULL, lease_until = NULL WHERE lease_by IS NOT NULL;
 
 -- name: wake_machine
 -- What follows is counted from here, not from when it came to rest.

@@ -37,9 +37,7 @@ CREATE TABLE machine (
     stepped_at REAL NOT NULL,
     due REAL,
     lease_by TEXT,
-    lease_until REAL,
-    doing TEXT,
-    doing_since REAL
+    lease_until REAL
 ) WITHOUT ROWID;
 CREATE INDEX machine_due ON machine (due) WHERE due IS NOT NULL;
 
