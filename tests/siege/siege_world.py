@@ -65,9 +65,10 @@ class Answer:
         return json.loads(self.body)  # type: ignore[no-any-return]
 
     def without_ids(self) -> tuple[int, tuple[tuple[str, str], ...], bytes]:
-        """What may be compared: all but the request's id and the date."""
+        """What may be compared: all but the request's id and the time."""
         kept = tuple(sorted((n, v) for n, v in self.headers.items() if n not in {"x-amzn-requestid", "date"}))
-        return self.status, kept, re.sub(rb"[0-9a-f]{8}-[0-9a-f-]{27}", b"<id>", self.body)
+        body = re.sub(rb"[0-9a-f]{8}-[0-9a-f-]{27}", b"<id>", self.body)
+        return self.status, kept, re.sub(rb"\d{8}T\d{6}Z", b"<time>", body)
 
 
 class Line:
