@@ -208,7 +208,7 @@ def world() -> Iterator[World]:
 
 def machines(options: Options) -> Iterator[Figure]:
     """One after the other: create to first display bytes, delete to nothing left."""
-    rounds = 3 if options.quick else 9
+    rounds = 3 if options.quick else 15
     times: dict[str, list[float]] = {"our up": [], "our down": [], "bare up": [], "bare down": []}
     with world() as here:
         for at in range(rounds + 1):
