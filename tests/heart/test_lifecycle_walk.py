@@ -140,7 +140,7 @@ def walked() -> set[tuple[str, str]]:
 
 
 def row_of(machine: Machine) -> MachineRow:
-    return MachineRow(machine, Facts(), "", NOW, False, NOW)
+    return MachineRow(machine, Facts(), "", NOW, working=False, due=NOW)
 
 
 def key(row: MachineRow) -> tuple[object, ...]:
