@@ -106,6 +106,8 @@ def docker_url(engine_host: None, image_cache: Path) -> Iterator[str]:
             process.terminate()
             process.wait(60)
             shutil.rmtree(run)
+            for mapped in run.parent.glob(f"{run.name}.*"):  # userns-remap makes a second one
+                shutil.rmtree(mapped)
 
 
 @pytest.fixture(scope="session")

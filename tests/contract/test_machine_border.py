@@ -12,6 +12,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,7 +27,6 @@ from millstream.model.records import MachineSpec, Observed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.engine
 
@@ -505,6 +505,20 @@ def test_a_stopped_machine_keeps_its_disk_and_loses_its_temporary_files(
     driver.start(machine)
     ready(driver, machine)
     assert inside(driver, machine.id, "cat /home/ImageBuilderAdmin/file /tmp/file 2>/dev/null").split() == ["kept"]
+
+
+def test_a_release_leaves_no_network_namespace(
+    driver: ContainersDriver, new_machine: Callable[..., MachineSpec]
+) -> None:
+    for internet in (False, True, False):
+        spec = up(driver, new_machine(driver, internet=internet))
+        with driver.engine.calls() as api:
+            place = Path(api.inspect_container(f"ms-{spec.id}")["NetworkSettings"]["SandboxKey"])
+        assert place.exists()
+        gone(driver, spec.id)
+        if driver.engine.kind == "podman":  # Docker sweeps up the empty files a minute later
+            assert not place.exists()
+        assert str(place) not in Path("/proc/self/mountinfo").read_text(encoding="utf-8")
 
 
 def test_many_machines_are_released_at_once(driver: ContainersDriver, new_machine: Callable[..., MachineSpec]) -> None:

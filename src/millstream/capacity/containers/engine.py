@@ -84,6 +84,7 @@ class EmbeddedPodman:
                 return
             self._end_process()  # one that hangs keeps locks that the next one needs
             self._forget_last_boot()
+            share_namespaces_folder()
             self.configure()
             self._start()
 
@@ -353,6 +354,28 @@ def answers(socket_path: Path) -> dict[str, str]:
     if " 200 " not in status:
         return {}
     return {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def share_namespaces_folder() -> None:
+    """Make /run/netns a shared mount, as systemd's hosts have it and `ip netns add` makes it.
+
+    Where it is private, Podman 4.3 leaves the network namespace of nearly every removed machine behind, with its
+    address and its end on the bridge. Seen on a host without systemd.
+    """
+    folder = Path("/run/netns")
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    mounts = [
+        line.split(" - ")[0].split() for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    ]
+    covering = max((m for m in mounts if folder.is_relative_to(m[4])), key=lambda m: len(m[4]))
+    if any(option.startswith("shared:") for option in covering[6:]):
+        return
+    for command in (["mount", "--rbind", str(folder), str(folder)], ["mount", "--make-shared", str(folder)]):
+        done = subprocess.run(command, capture_output=True, check=False, env={"PATH": ENGINE_PATH})
+        if done.returncode:
+            raise CapacityError(
+                f"{folder} can't be made a shared mount: {done.stderr.decode()[:200]}", code="engine.netns"
+            )
 
 
 def unmount_below(folder: Path) -> None:
