@@ -105,7 +105,7 @@ def _row() -> tuple[MachineRow, dict[str, object]]:
         "DisableIMDSV1": False,
     }
     return (
-        MachineRow(machine, facts, waiting="", stepped_at=now, due=None),
+        MachineRow(machine, facts, waiting="", stepped_at=now, working=False, due=None),
         asked,
     )
 
