@@ -367,7 +367,7 @@ def share_namespaces_folder() -> None:
     mounts = [
         line.split(" - ")[0].split() for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
     ]
-    covering = max((m for m in mounts if folder.is_relative_to(m[4])), key=lambda m: len(m[4]))
+    covering = max((m for m in reversed(mounts) if folder.is_relative_to(m[4])), key=lambda m: len(m[4]))  # the topmost
     if any(option.startswith("shared:") for option in covering[6:]):
         return
     for command in (["mount", "--rbind", str(folder), str(folder)], ["mount", "--make-shared", str(folder)]):
