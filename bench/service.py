@@ -154,10 +154,10 @@ def start(options: Options) -> Iterator[Figure]:
         yield Figure("Start to the first answered call", f"{median(times):.2f} s", "", median(times), 0.8)
         with serving(folder / "data", key, INSTANT) as service:
             time.sleep(5)
-            yield from _memory("Idle", service)
+            yield from _memory("Idle", service, 120)
 
 
-def _memory(name: str, service: Service) -> Iterator[Figure]:
+def _memory(name: str, service: Service, wanted: float | None) -> Iterator[Figure]:
     held = [processes.memory_bytes(pid) for pid in processes.family(service.process.pid)]
     resident, proportional = (sum(each) / 1e6 for each in zip(*held, strict=True))
     each = ", ".join(f"{role} {rss / 1e6:.0f}" for role, (rss, _) in zip(ROLES, held, strict=True))
@@ -166,14 +166,14 @@ def _memory(name: str, service: Service) -> Iterator[Figure]:
         f"{proportional:.0f} MB",
         "",
         proportional,
-        120,
+        wanted,
     )
     yield Figure(
         f"{name}: memory, the processes' resident sizes added up",
         f"{resident:.0f} MB",
         "",
         resident,
-        120,
+        wanted,
         note=f"MB resident: {each}",
     )
 
@@ -194,4 +194,4 @@ def settled(options: Options) -> Iterator[Figure]:
             yield Figure(
                 f"{count:,} settled: share of a core over {for_s} s", f"{share:.2%}", "", share * 100, 1.0, "<=", each
             )
-            yield from _memory(f"{count:,} settled", service)
+            yield from _memory(f"{count:,} settled", service, None)
