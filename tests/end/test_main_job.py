@@ -252,3 +252,36 @@ def test_after_set_up_nothing_needs_a_network(engine_host: None, image_cache: Pa
         subprocess.run([*made.before, sys.executable, "-c", purge], check=False)
         subprocess.run(["ip", "netns", "delete", name], check=True)
         shutil.rmtree(made.data)
+
+
+def test_a_stopped_service_without_machines_leaves_only_its_folder(engine_host: None, image_cache: Path) -> None:
+    """No engine process, mount, network or rule stays: deleting the data folder is all there is to uninstall."""
+
+    def links() -> set[str]:
+        return {line.split()[1] for line in shell("ip", "-o", "link").splitlines()}
+
+    before_links, before_rules = links(), shell("nft", "list", "tables")
+    made = Service("containers", image_cache)
+    made.start()
+    made.command("demo")
+    assert made.stop() == 0
+    assert str(made.data) not in Path("/proc/mounts").read_text()
+    told = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(made.data).encode() in read(path)]
+    assert told == []
+    assert links() <= before_links
+    assert set(shell("nft", "list", "tables").splitlines()) - set(before_rules.splitlines()) <= {
+        # iptables-nft's own, empty: the engine's network tool makes them once and for all
+        *("table ip nat", "table ip filter", "table ip6 nat", "table ip6 filter"),
+    }
+    shutil.rmtree(made.data)
+
+
+def shell(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

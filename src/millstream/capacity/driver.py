@@ -69,6 +69,9 @@ class Driver(Protocol):
     def health(self) -> Health:
         """Would an `acquire` + `start` succeed now? Never raises."""
 
+    def end(self) -> None:
+        """The service ends. Machines keep running; if there are none, nothing of the engine stays on the host."""
+
     def close(self) -> None:
         """Let go of connections and helper processes. Machines keep running."""
 

@@ -140,6 +140,9 @@ class SimulatedDriver:
             return Health(ok=False, code=error.code, why=str(error), next="look at the data folder's disk")
         return Health(ok=True)
 
+    def end(self) -> None:
+        self.close()  # a file in the data folder is all there is
+
     def close(self) -> None:
         with self._lock:
             self._connection.close()

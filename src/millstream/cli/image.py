@@ -53,7 +53,7 @@ def ensure(settings: Settings, *, quiet: bool) -> None:
             image.name == containers.NAME for image in containers.list_images(engine)
         ):
             return
-        talk("Millstream: the first start builds a base image from Debian's packages. This takes about a minute.")
+        talk("Millstream: the first start prepares the base image. That takes a minute, less when setup has built it.")
         _build(settings, engine, fresh=False, quiet=quiet)
     finally:
         engine.close()

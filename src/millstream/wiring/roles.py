@@ -114,7 +114,7 @@ def reconcile(settings: Settings, ready: Callable[[], None]) -> None:
         stopping.wait(0.5)
     reconciler.stop()
     thread.join()
-    driver.close()
+    driver.end()
     store.close()
 
 

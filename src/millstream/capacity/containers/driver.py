@@ -22,6 +22,7 @@ import msgspec
 from millstream import agent as agent_package
 from millstream.capacity.containers import stream
 from millstream.capacity.containers.engine import Engine, folder_id, unmount_below
+from millstream.capacity.containers.host import check_host
 from millstream.capacity.containers.image import build_base_image, cache_folder, list_images, remove_image
 from millstream.capacity.containers.network import Network, interface_id, mac_of, resolvers
 from millstream.capacity.driver import CapacityError, Refused
@@ -136,6 +137,8 @@ class ContainersDriver:
     def health(self) -> Health:
         """See `Driver.health`."""
         try:
+            if self.engine.embedded and (missing := check_host()):
+                return missing[0]
             with self.engine.calls(limit_s=5.0) as api:
                 api.ping()
             if not self.images():
@@ -228,6 +231,16 @@ class ContainersDriver:
         """See `Driver.close`. With `stop_engine` the embedded engine's process ends too; machines keep running."""
         self._askers.shutdown(wait=False, cancel_futures=True)
         self.engine.close(stop_engine=stop_engine)
+
+    def end(self) -> None:
+        """See `Driver.end`."""
+        try:
+            if not self.survey().sightings:
+                self.purge()
+                return
+        except (CapacityError, Refused):
+            pass  # an engine that does not answer has nothing that could be taken away now
+        self.close()
 
     def purge(self) -> None:
         """Take everything of this data folder from the host: machines, networks, guard, the engine's own process.

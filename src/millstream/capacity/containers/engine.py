@@ -85,6 +85,10 @@ class EmbeddedPodman:
             self._end_process()  # one that hangs keeps locks that the next one needs
             self._forget_last_boot()
             share_namespaces_folder()
+            if os.geteuid() == 0:
+                from millstream.capacity.containers.host import prepare_host
+
+                prepare_host()
             self.configure()
             self._start()
 

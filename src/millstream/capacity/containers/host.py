@@ -17,7 +17,7 @@ RANGE_START: Final = 1_000_000_000
 RANGE_LENGTH: Final = 2_000 * 65_536
 RANGE_FILES: Final = (Path("/etc/subuid"), Path("/etc/subgid"))
 
-LOCK: Final = Path("/run/lock/millstream-subuid")
+LOCK: Final = Path("/run/millstream-subuid.lock")
 
 PACKAGES: Final = Path(__file__).with_name("packages.txt")
 TOOLS: Final = {  # the program that is looked for, and its Debian package
