@@ -15,8 +15,9 @@ from tests.heart.heart_world import ACCOUNT, SERVICE, SMALL, a_folder
 
 import millstream.resources  # noqa: F401 - registers the handlers
 from millstream.api.app import App
-from millstream.api.http import Response
+from millstream.api.http import Request, Response
 from millstream.capacity.simulated import SimulatedDriver
+from millstream.cli import health
 from millstream.model.records import Health
 from millstream.reconcile.loop import Reconciler
 from millstream.store.store import Store
@@ -86,3 +87,36 @@ def test_reading_and_writing_answer_503_and_mend_themselves(lost: str) -> None:
         assert ask(app, caller, "DeleteImageBuilder", Name="b")[1]["ImageBuilder"]["State"] == "DELETING"
         store.close()
         driver.close()
+
+
+def test_who_am_i_is_503_too_when_the_keys_cant_be_read() -> None:
+    with a_folder() as folder:
+        store = Store(folder)
+        store.open()
+        key = store.write(lambda tx: new_key(tx, ACCOUNT, "test")).result()
+        app = App(store, SERVICE, knock=lambda: True, health=lambda: Health(ok=True))
+        caller = Caller(key.key_id, key.secret.reveal(), time.time(), service="sts")
+        form = (("Host", "127.0.0.1"), ("Content-Type", "application/x-www-form-urlencoded"))
+        wire = Wire("POST", "/", form, b"Action=GetCallerIdentity&Version=2011-06-15")
+        assert app(caller.sign(wire).request()).status == 200
+        rename(folder, "access_key", "elsewhere")
+        app.keys._until = 0.0
+        answer = app(caller.sign(wire).request())
+        assert answer.status == 503
+        assert b"<Code>ServiceUnavailable</Code>" in answer.body
+        store.close()
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_the_health_of_both_addresses_is_read_by_the_command_line(ok: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`wait --ready`, `serve --detach` and `doctor` tell the reason, not only that there is one."""
+    told = Health(ok=True) if ok else Health(ok=False, code="engine.no-answer", why="silent for 5 s", next="doctor")
+    with a_folder() as folder:
+        store = Store(folder)
+        store.open()
+        app = App(store, SERVICE, knock=lambda: True, health=lambda: told)
+        answer = app(Request.of(b"GET", b"/healthz", ()))
+        raw = b"HTTP/1.1 %d X\r\n\r\n%b" % (answer.status, answer.body)
+        monkeypatch.setattr(health, "_get", lambda *_: raw)
+        assert health.ask("http://127.0.0.1:1") == told
+        store.close()

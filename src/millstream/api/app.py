@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import logging
 import secrets
 import time
@@ -230,6 +231,8 @@ class App:
             return wire_query.answer(request, identity, request_id)
         except ServiceError as error:
             return wire_query.refuse(error, request_id)
+        except StoreError as error:
+            return wire_query.refuse(_unavailable(error, request_id), request_id)
 
     # -- what operators read -----------------------------------------------------------------------------------------
 
@@ -249,8 +252,8 @@ class App:
     def _operator(self, path: bytes, request: Request) -> Response:
         if path == b"/healthz":
             health = self.health()
-            body = "ok\n" if health.ok else f"{health.code}: {health.why}\nnext: {health.next}\n"
-            return Response(200 if health.ok else 503, [("content-type", "text/plain; charset=utf-8")], body.encode())
+            told = json.dumps({"ok": health.ok, "code": health.code, "why": health.why, "next": health.next})
+            return Response(200 if health.ok else 503, [("content-type", "application/json")], told.encode())
         if not self._may_read_metrics(request):
             return Response(403, [("content-type", "text/plain")], b"metrics are for this host, or with the token\n")
         return Response(200, [("content-type", "text/plain; version=0.0.4")], self.metrics().encode())
