@@ -60,22 +60,30 @@ class Bench:
 
 
 @contextlib.contextmanager
-def api_role(folder: Path, builders: int) -> Iterator[tuple[Key, int, int, list[str]]]:
-    """`millstream api` on a data folder with so many image builders: key, pid, port, names."""
+def api_role(folder: Path, builders: int, *, again: bool) -> Iterator[tuple[Key, int, int, list[str]]]:
+    """`millstream api` on a data folder with so many image builders: key, pid, port, names.
+
+    `again`: answers may be given again while nobody writes, as by default; else each read looks into the store.
+    """
     key, names = fill(folder, builders)
     port = processes.free_port()
     command = [processes.MILLSTREAM, "api", "--data", str(folder), "--listen", f"127.0.0.1:{port}"]
-    with processes.running(command, folder / "api.log", MILLSTREAM_CAPACITY="simulated", **UNTHROTTLED) as process:
+    environment = {
+        **UNTHROTTLED,
+        "MILLSTREAM_CAPACITY": "simulated",
+        "MILLSTREAM_ANSWERS_KEPT": "512" if again else "0",
+    }
+    with processes.running(command, folder / "api.log", **environment) as process:
         processes.await_port(port, process)
         yield key, process.pid, port, names
 
 
 @contextlib.contextmanager
-def servers(builders: int) -> Iterator[Bench]:
+def servers(builders: int, *, again: bool) -> Iterator[Bench]:
     """Ours and the floor, both up: the floor answers the very bytes that ours did."""
     with tempfile.TemporaryDirectory(prefix="millstream-bench-") as text, contextlib.ExitStack() as stack:
         folder = Path(text)
-        key, pid, port, names = stack.enter_context(api_role(folder / "data", builders))
+        key, pid, port, names = stack.enter_context(api_role(folder / "data", builders, again=again))
         bench = Bench(key, (pid, port), 0, {}, names)
         arguments: list[str] = []
         for kind in KINDS:
@@ -124,9 +132,18 @@ def alternate(bench: Bench, kind: str, wire: str, connections: int, rounds: int,
 
 
 def describe(options: Options) -> Iterator[Figure]:
-    """Signed DescribeImageBuilders by name and by page, both wires, at 1, 16 and 64 connections."""
+    """Signed DescribeImageBuilders by name and by page, both wires, at 1, 16 and 64 connections.
+
+    Once as programs that wait ask, again and again while nobody writes; once with every read looking for itself.
+    """
+    for again in (True, False):
+        yield from _describe(options, again=again)
+
+
+def _describe(options: Options, *, again: bool) -> Iterator[Figure]:
     rounds, total = (3, 600) if options.quick else (7, 2000)
-    with servers(100) as bench:
+    asked = "asked again" if again else "looked up"
+    with servers(100, again=again) as bench:
         costs: dict[tuple[str, str], list[float]] = {}
         for kind in KINDS:
             for wire in WIRES:
@@ -135,7 +152,7 @@ def describe(options: Options) -> Iterator[Figure]:
                     costs.setdefault((kind, wire), []).append(median(runs.ours_us))
                     load = Load(0, runs.latencies_s)
                     yield Figure(
-                        f"Describe {kind}, {wire}, {connections} connections",
+                        f"Describe {kind}, {asked}, {wire}, {connections} connections",
                         f"{median(runs.ours_us):.0f} µs",
                         f"{median(runs.floor_us):.0f} µs",
                         runs.ratio,
@@ -147,7 +164,9 @@ def describe(options: Options) -> Iterator[Figure]:
             as_json, as_cbor = (median(costs[kind, wire]) for wire in WIRES)
             # Beside each other at the same number of connections: those were measured close together.
             ratio = median(cbor / json for json, cbor in zip(costs[kind, "json"], costs[kind, "cbor"], strict=True))
-            yield Figure(f"Describe {kind}, cbor beside json", f"{as_cbor:.0f} µs", f"{as_json:.0f} µs", ratio, 1.3)
+            yield Figure(
+                f"Describe {kind}, {asked}, cbor beside json", f"{as_cbor:.0f} µs", f"{as_json:.0f} µs", ratio, 1.3
+            )
 
 
 def stored(options: Options) -> Iterator[Figure]:
@@ -158,7 +177,7 @@ def stored(options: Options) -> Iterator[Figure]:
         benches = []
         for size in sizes:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="millstream-bench-")))
-            key, pid, port, names = stack.enter_context(api_role(folder, size))
+            key, pid, port, names = stack.enter_context(api_role(folder, size, again=False))
             benches.append(Bench(key, (pid, port), 0, {}, names))
         for kind in KINDS:
             costs: dict[int, list[float]] = {size: [] for size in sizes}

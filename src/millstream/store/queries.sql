@@ -1,5 +1,8 @@
 -- Every question that is put to the store, by name. `:x` are parameters.
 
+-- name: version
+PRAGMA data_version;
+
 -- name: meta
 SELECT value FROM meta WHERE key = :key;
 

@@ -191,6 +191,10 @@ class Store:
             found = self._local.tx = Tx(connection, self._queries)
         return found
 
+    def version(self) -> int:
+        """A number that changes, for this thread, with every commit of anybody else's: threads read, others write."""
+        return int(self.read().one("version")[0])
+
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Tx]:
         """For several statements that must see the same moment."""

@@ -49,6 +49,7 @@ def api(settings: Settings, ready: Callable[[], None]) -> None:
         health=lambda: of_service(store, wake, time.time(), settings.image),
         skew_s=settings.skew_s,
         metrics_token=settings.metrics_token,
+        answers_kept=settings.answers_kept,
         throttle=Throttle(reads_per_s=settings.throttle_reads_per_s, writes_per_s=settings.throttle_writes_per_s),
     )
     app.door = door = Door(app, Limits(hosts=frozenset(settings.hosts)))

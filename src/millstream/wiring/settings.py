@@ -48,6 +48,9 @@ class Settings:
         default="FULL", metadata={"help": "FULL: durable against a loss of power before it is acknowledged; NORMAL"}
     )
     skew_s: float = field(default=300.0, metadata={"help": "how far a caller's clock may be off, in seconds"})
+    answers_kept: int = field(
+        default=512, metadata={"help": "answers to reads that are given again while nobody has written; 0: none"}
+    )
     throttle_reads_per_s: float = field(
         default=2000.0, metadata={"help": "Describe and List calls a second of one access key; 0: no limit"}
     )

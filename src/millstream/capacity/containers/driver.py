@@ -247,6 +247,7 @@ class ContainersDriver:
 
         For uninstalling and for tests; afterwards deleting the data folder leaves nothing behind.
         """
+        self.engine.close()  # the engine may have ended since the last call
         for machine_id in self.survey().sightings:
             self.release(machine_id)
         self.network.purge()
