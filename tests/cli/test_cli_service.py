@@ -76,6 +76,32 @@ def test_env_for_github_and_without_strange_tokens(service: Shell) -> None:
     assert "unset AWS_SESSION_TOKEN" in service("env", AWS_SESSION_TOKEN="of another account").out
 
 
+def test_env_wins_over_a_profile_a_region_and_switched_off_endpoints(service: Shell) -> None:
+    """What a person's shell holds for AWS itself leads no SDK past this service."""
+    theirs = {
+        "AWS_PROFILE": "work",
+        "AWS_DEFAULT_PROFILE": "work",
+        "AWS_REGION": "eu-north-1",
+        "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true",
+    }
+    script = 'eval "$(millstream env)" && env && aws sts get-caller-identity'
+    done = subprocess.run(
+        ["/bin/sh", "-c", script],
+        capture_output=True,
+        text=True,
+        env=service.environment() | theirs,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert {"AWS_REGION=us-east-1", "AWS_DEFAULT_REGION=us-east-1"} <= set(lines)
+    assert not [line for line in lines if line.startswith(("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_IGNORE"))]
+    github = service("env", "--github", **theirs).out.splitlines()
+    assert "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS=" in github
+    assert not [line for line in github if line.startswith("AWS_PROFILE")]  # an empty one names a profile, too
+
+
 def test_env_twice_does_not_grow(service: Shell) -> None:
     once = service("env", "--json").json["variables"]["AWS_DATA_PATH"]
     assert service("env", "--json", AWS_DATA_PATH=once).json["variables"]["AWS_DATA_PATH"] == once

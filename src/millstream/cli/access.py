@@ -22,8 +22,11 @@ KEY_ID: Final = re.compile(r"[A-Za-z0-9_]{16,128}")
 SECRET: Final = re.compile(r"[\x21-\x7e]{16,256}")
 NAME: Final = re.compile(r"[A-Za-z0-9+=,.@_-]{1,64}")  # IAM's rule for user names
 ACCOUNT: Final = re.compile(r"[0-9]{12}")
-# A session token of somebody's real account would be sent along with our key, and be refused.
-_UNWANTED: Final = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
+# A session token of somebody's real account would be sent along with our key, and be refused; with endpoints ignored
+# our key would be sent to AWS.
+_EMPTIED: Final = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
+# SDKs for JavaScript take a profile's keys before those of the environment. Empty it would name a profile, too.
+_UNSET: Final = (*_EMPTIED, "AWS_PROFILE", "AWS_DEFAULT_PROFILE")
 
 
 def waiters_folder() -> str:
@@ -60,10 +63,12 @@ def env_command(here: Here, *, github: bool) -> None:
         "AWS_ENDPOINT_URL_STS": url,
         "AWS_ACCESS_KEY_ID": key.key_id,
         "AWS_SECRET_ACCESS_KEY": key.secret.reveal(),
+        "AWS_REGION": settings.region,  # what all SDKs but boto3 and the CLI read
         "AWS_DEFAULT_REGION": settings.region,
         "AWS_DATA_PATH": os.pathsep.join([ours, *others]),
     }
-    unset = [name for name in _UNWANTED if os.environ.get(name)]
+    # What $GITHUB_ENV holds can be emptied, but not taken away.
+    unset = [name for name in (_EMPTIED if github else _UNSET) if os.environ.get(name)]
     if github:
         lines = [f"{name}={value}" for name, value in values.items()] + [f"{name}=" for name in unset]
     else:

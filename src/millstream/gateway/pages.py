@@ -28,7 +28,8 @@ _DOING = {
     "DELETING": "is being deleted",
     "FAILED": "has failed",
     "PENDING_QUALIFICATION": "is being qualified",
-    "SYNCING": "is syncing",
+    "PENDING_SYNCING_APPS": "is waiting for its applications",
+    "SYNCING_APPS": "is getting its applications",
     "PENDING_IMAGE_IMPORT": "is importing its image",
 }
 

@@ -42,7 +42,7 @@ def create_image_builder(call: Call, request: aws.CreateImageBuilderRequest) -> 
     if count >= most:
         raise aws.LimitExceededException(
             f"The image builder limit for account {call.account} in {call.region} was exceeded. "
-            f"Requested: {count + 1}, Limit: {most}. Delete an image builder, or raise quotas.image_builders."
+            f"Requested: {count + 1}, Limit: {most}. Delete an image builder, or raise the setting image_builders_max."
         )
     arn = call.arn("image-builder", name)
     spec = MachineSpec(
