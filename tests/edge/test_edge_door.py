@@ -163,6 +163,14 @@ def test_guessing_is_slowed_and_a_right_ticket_still_passes(world: World) -> Non
     assert ask(edge, "GET", f"/stream/{machine}/?ticket={a_ticket(machine, -1)}").status == 410
 
 
+def test_a_flood_of_guesses_is_no_flood_of_lines(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    edge, (machine, _) = world
+    with caplog.at_level(logging.INFO, "millstream"):
+        statuses = [ask(edge, "GET", f"/stream/{machine}/?ticket=guess{n}").status for n in range(60)]
+    assert statuses.count(429) == 40
+    assert len([record for record in caplog.records if record.name.startswith("millstream")]) == 1
+
+
 def test_guessers_are_remembered_in_bounded_room() -> None:
     guesses = door.Guesses(2)
     for n in range(door.ADDRESSES_MAX * 2):

@@ -120,3 +120,23 @@ def test_the_health_of_both_addresses_is_read_by_the_command_line(ok: bool, monk
         monkeypatch.setattr(health, "_get", lambda *_: raw)
         assert health.ask("http://127.0.0.1:1") == told
         store.close()
+
+
+def test_a_flood_of_unsigned_calls_is_no_flood_of_lines(caplog: pytest.LogCaptureFixture) -> None:
+    with a_folder() as folder:
+        store = Store(folder)
+        store.open()
+        key = store.write(lambda tx: new_key(tx, ACCOUNT, "test")).result()
+        app = App(store, SERVICE, knock=lambda: True, health=lambda: Health(ok=True))
+        known, stranger = (
+            Caller(key.key_id, secret, time.time()) for secret in (key.secret.reveal(), "not the key's secret")
+        )
+        with caplog.at_level("INFO", "millstream"):
+            for _ in range(20):
+                assert ask(app, stranger, "DescribeImageBuilders")[0] == 400
+            assert not caplog.records
+            assert ask(app, known, "DescribeImageBuilders", Names=["absent"])[0] == 404
+        assert [record.message for record in caplog.records] == ["refused"], "who has a key is told in the log"
+        assert vars(caplog.records[0])["key_id"] == key.key_id
+        assert 'outcome="InvalidSignatureException"} 20' in app.metrics()
+        store.close()

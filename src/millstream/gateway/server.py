@@ -61,6 +61,7 @@ _BODY_S = 5.0
 _DIAL_S = 5.0
 _LOOK_S = 2.0
 _PING_S = 30.0
+_WARN_S = 60.0
 _CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
@@ -130,6 +131,7 @@ class Edge:
         # A cookie that http could set is none of ours; browsers check the prefix.
         self._cookie = "__Secure-millstream" if self._url.secure else "millstream"
         self._streams: dict[str, set[Stream]] = {}
+        self._warn_at = 0.0
         self.metrics = Metrics()
 
     async def __call__(self, request: BaseRequest) -> web.StreamResponse:
@@ -293,9 +295,16 @@ class Edge:
     def _forged(self, request: BaseRequest, notice: Notice = pages.FORGED) -> _Refused:
         address = door.caller(_peer(request), request.headers.getall("X-Forwarded-For", []), self._proxies)
         if self._guesses.wrong(address, time.monotonic()):
-            log.warning("ticket.too-many-wrong", extra={"address": address})
+            self._warn_of_guesses(address)
             return _Refused(pages.TOO_MANY)
         return _Refused(notice)
+
+    def _warn_of_guesses(self, address: str) -> None:
+        """One line a minute, whoever guesses: each guess is counted, and who guesses fills no disk."""
+        now = time.monotonic()
+        if now >= self._warn_at:
+            self._warn_at = now + _WARN_S
+            log.warning("ticket.too-many-wrong", extra={"address": address})
 
     def _own_page(self, request: BaseRequest) -> None:
         if not door.origin_allowed(request.headers.getall("Origin", []), self._url):
