@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
 
+from millstream.cli.main import COMMANDS, root
 from millstream.model import codes
 
 SOURCE = Path(codes.__file__).parents[1]
-# The ways in which the source names a code: as an argument, in a health answer, in a log's fields, as a check.
+# The ways in which the source names a code: as an argument, in a health answer, in a log's fields, as a check, on a page.
 USES = (
     re.compile(r"""\bcode=["']([a-z]+\.[a-z][a-z-]*)["']"""),
     re.compile(r"""["']code["']:\s*["']([a-z]+\.[a-z][a-z-]*)["']"""),
     re.compile(r"""\bHealth\(\s*(?:ok=)?False,\s*["']([a-z]+\.[a-z][a-z-]*)["']"""),
     re.compile(r"""\b(?:Trouble|Check)\(\s*["']([a-z]+\.[a-z][a-z-]*)["']"""),
+    re.compile(r"""\bNotice\(\s*\d+,\s*["']([a-z]+\.[a-z][a-z-]*)["']"""),
 )
 
 
@@ -33,12 +36,32 @@ def test_every_code_of_the_source_is_explained() -> None:
 
 
 def test_the_search_finds_codes() -> None:
-    assert {"store.newer", "engine.no-answer", "host.exposed", "usage.unknown", "reconcile.stuck"} <= set(used())
+    assert {
+        "store.newer",
+        "engine.no-answer",
+        "host.exposed",
+        "usage.unknown",
+        "reconcile.stuck",
+        "ticket.expired",
+    } <= set(used())
 
 
 def test_no_code_is_explained_that_nothing_says() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py") if path.name != "codes.py")
     assert [code for code in codes.CODES if f'"{code}"' not in text] == []
+
+
+def test_options_and_commands_in_texts_are_real() -> None:
+    options, commands = {"--help"}, set(COMMANDS)
+    for name in COMMANDS:
+        command = root.get_command(click.Context(root), name)
+        assert command is not None
+        for one in (command, *getattr(command, "commands", {}).values()):
+            options |= {name for parameter in one.params for name in parameter.opts}
+    options |= {"--userns-remap", "--only-upgrade"}  # of dockerd, of apt-get
+    texts = " ".join(text for entry in codes.CODES.values() for text in entry[:3])
+    assert set(re.findall(r"--[a-z][a-z-]*", texts)) <= options
+    assert set(re.findall(r"\bmillstream ([a-z]+)", texts)) <= commands
 
 
 @pytest.mark.parametrize("code", codes.CODES)

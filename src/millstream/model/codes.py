@@ -214,6 +214,11 @@ CODES: Final[dict[str, Code]] = {
         "a machine's root would be the host's root",
         "start it with --userns-remap=default",
     ),
+    "engine.netns": Code(
+        "/run/netns can't be made a shared mount",
+        "machines' network namespaces would outlive them: the host does not let us mount",
+        "run the service as root of the host, or give it --engine with an engine of yours",
+    ),
     "machine.bad-id": Code(
         "a machine's id is 32 hex digits", "something else was given for one", "this is a bug of ours: report it"
     ),
@@ -273,6 +278,100 @@ CODES: Final[dict[str, Code]] = {
         "a simulated machine has no desktop",
         "the service runs with --capacity simulated",
         "millstream serve --capacity containers",
+    ),
+    # -- what people read instead of a desktop
+    "ticket.missing": Code(
+        "a desktop was asked for without a link",
+        "the browser holds no cookie for it: the link was opened elsewhere, or the browser was closed since",
+        "open the link that was given, or make a new one with CreateImageBuilderStreamingURL",
+        DENIED,
+    ),
+    "ticket.forged": Code(
+        "the link isn't whole",
+        "it was cut off or changed on its way, or made by another service",
+        "copy the whole link again, or make a new one with CreateImageBuilderStreamingURL",
+        DENIED,
+    ),
+    "ticket.foreign": Code(
+        "the link is for another desktop",
+        "its machine's id or account is not the one in its ticket",
+        "make a new one with CreateImageBuilderStreamingURL",
+        DENIED,
+    ),
+    "ticket.used": Code(
+        "the link has been used",
+        "a link opens one desktop in one browser, once",
+        "go back to that browser, or make a new link: it takes the desktop over",
+        DENIED,
+    ),
+    "ticket.expired": Code(
+        "the link has expired",
+        "its Validity is over: 3600 s unless more was asked for, at most 604800 s",
+        "make a new one with CreateImageBuilderStreamingURL",
+        DENIED,
+    ),
+    "ticket.withdrawn": Code(
+        "the link was withdrawn",
+        "the access key that it was made with was revoked or has expired",
+        "make a new one with a key that is valid: millstream keys list",
+        DENIED,
+    ),
+    "ticket.earlier-run": Code(
+        "the desktop was restarted since it was opened",
+        "a way in is good for one run of a machine",
+        "make a new link with CreateImageBuilderStreamingURL",
+        DENIED,
+    ),
+    "ticket.too-many-wrong": Code(
+        "too many wrong links came from one network",
+        "somebody guesses, or a page goes on with an old link",
+        "wait a minute; a right link still works",
+        DENIED,
+    ),
+    "machine.gone": Code(
+        "the desktop is gone", "its resource was deleted", "millstream explain NAME shows its last steps", ABSENT
+    ),
+    "machine.not-running": Code(
+        "the desktop is not running",
+        "it is starting, stopped, being deleted, or has failed; the page says which",
+        "millstream explain NAME; StartImageBuilder if it is STOPPED",
+        NO,
+    ),
+    "machine.no-display": Code(
+        "the machine has no display",
+        "the service runs with --capacity simulated",
+        "millstream serve --capacity containers",
+        NO,
+    ),
+    "edge.not-found": Code(
+        "the edge has no such page", "the address was changed, or is of another service", "open the whole link", ABSENT
+    ),
+    "edge.wrong-host": Code(
+        "the edge does not answer to this name",
+        "the browser's address is neither the one of --public-url nor one of hosts",
+        "open it at that address, or set public_url or hosts: millstream explain public_url",
+        DENIED,
+    ),
+    "edge.foreign-origin": Code(
+        "another web page asked for a desktop",
+        "only the edge's own page may, at the address of --public-url",
+        "behind a proxy set --public-url to what the browser shows",
+        DENIED,
+    ),
+    "edge.method": Code(
+        "the address does not take that kind of request", "a program asked, not the page", "open the link", USAGE
+    ),
+    "edge.full": Code(
+        "the edge shows as many desktops as it may", "many people or many tabs look on", "close some; try again", HOST
+    ),
+    "edge.not-now": Code(
+        "the edge can't look a desktop up at the moment", "the store did not answer", "millstream doctor"
+    ),
+    "edge.bug": Code(
+        "the edge made a mistake",
+        "something happened that its makers did not think of",
+        "report it with the traceback in the log",
+        BUG,
     ),
     # -- reconciling
     "reconcile.lease-lost": Code(
@@ -356,7 +455,7 @@ CODES: Final[dict[str, Code]] = {
     "host.exposed": Code(
         "the service listens beyond this host without TLS",
         "streams and calls would cross the network in clear text",
-        "give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy with TLS",
+        "give --tls-certificate and --tls-key, or listen on 127.0.0.1 behind a proxy with TLS",
     ),
     "network.no-guard": Code(
         "machines can't be kept from the host's own ports",
