@@ -155,6 +155,35 @@ def test_keys_are_made_work_and_are_revoked(service: Shell) -> None:
     assert _refused_within(sts, 5.0) in {"UnrecognizedClientException", "InvalidClientTokenId"}
 
 
+def test_the_root_key_is_replaced(tmp_path: Path) -> None:
+    import boto3
+
+    def sts(variables: dict[str, str]) -> Any:
+        session = boto3.session.Session(
+            variables["AWS_ACCESS_KEY_ID"], variables["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1"
+        )
+        return session.client("sts", endpoint_url=variables["AWS_ENDPOINT_URL_STS"])
+
+    shell = Shell(tmp_path)
+    pid = serve(shell)
+    try:
+        before = shell("env", "--json").json["variables"]
+        arn = sts(before).get_caller_identity()["Arn"]
+        assert arn.endswith(":root")
+        rotated = shell("keys", "rotate-root", "--json")
+        after = shell("env", "--json").json["variables"]
+        assert rotated.json["replaces"] == before["AWS_ACCESS_KEY_ID"]
+        assert rotated.json["key_id"] == after["AWS_ACCESS_KEY_ID"] != before["AWS_ACCESS_KEY_ID"]
+        assert after["AWS_SECRET_ACCESS_KEY"] not in rotated.out + rotated.err
+        assert _refused_within(sts(before), 5.0) in {"UnrecognizedClientException", "InvalidClientTokenId"}
+        assert sts(after).get_caller_identity()["Arn"] == arn
+        listed = {key["key_id"]: key["revoked"] for key in shell("keys", "list", "--json").json["keys"]}
+        assert listed.pop(after["AWS_ACCESS_KEY_ID"]) is None
+        assert listed[before["AWS_ACCESS_KEY_ID"]]
+    finally:
+        end(pid)
+
+
 def _refused_within(sts: Any, limit_s: float) -> str:
     """The code with which a call is refused: revoked keys end within a second in all processes."""
     import botocore.exceptions
@@ -279,6 +308,13 @@ def test_events_follow_shows_what_comes_and_ends_cleanly(service: Shell, appstre
 def test_explain_anything(service: Shell, word: str, kind: str) -> None:
     said = service("explain", word, "--json")
     assert (said.code, said.json["kind"]) == (0, kind)
+
+
+def test_explain_offers_the_nearest_resource_and_setting(service: Shell, appstream: Any, name: str) -> None:
+    create(appstream, name)
+    assert f"did you mean {name}?" in service("explain", name[:-1] + "_").err
+    assert "did you mean image_builders_max?" in service("explain", "image_builder_max").err
+    appstream.delete_image_builder(Name=name)
 
 
 def test_explain_says_where_a_setting_comes_from(service: Shell) -> None:

@@ -61,7 +61,7 @@ def explain_command(here: Here, *, what: tuple[str, ...]) -> None:
     text = " ".join(what)
     found = _known(here, text) or _resource(here, text)
     if found is None:
-        raise _nothing(text)
+        raise _nothing(here, text)
     kind, body, lines = found
     here.answer("explain", {"kind": kind, "name": text, **body}, lines)
 
@@ -203,10 +203,15 @@ def _timeline(store: Store, named: names.Named) -> Told:
     return "resource", body, lines
 
 
-def _nothing(text: str) -> Trouble:
-    from millstream.model import shapes
+def _nothing(here: Here, text: str) -> Trouble:
+    from dataclasses import fields
 
-    known = [*codes.CODES, *STATES, *NOUNS, *shapes.OPERATIONS]
+    from millstream.model import shapes
+    from millstream.wiring.settings import Settings
+
+    known = [*codes.CODES, *STATES, *NOUNS, *shapes.OPERATIONS, *(item.name for item in fields(Settings))]
+    if (here.data / "millstream.db").exists():  # last, so that of two words alike the resource is meant
+        known += [row["name"] for row in here.store().read().all("builder_names", most=5000)]
     meant = nearest(text, known)
     return Trouble(
         "resource.absent",

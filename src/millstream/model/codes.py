@@ -215,8 +215,8 @@ CODES: Final[dict[str, Code]] = {
         "start it with --userns-remap=default",
     ),
     "engine.netns": Code(
-        "/run/netns can't be made a shared mount",
-        "machines' network namespaces would outlive them: the host does not let us mount",
+        "the folder of network namespaces can't be made a shared mount",
+        "mounting in /run/netns is not allowed here, and machines' namespaces would outlive them",
         "run the service as root of the host, or give it --engine with an engine of yours",
     ),
     "machine.bad-id": Code(
