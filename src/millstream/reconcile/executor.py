@@ -23,7 +23,6 @@ log = logging.getLogger("millstream.reconcile")
 
 # The timeline's name of each driver verb.
 STEP_OF = {Acquire: "acquire", Start: "start", Stop: "stop", Release: "release"}
-VERBS = ("acquire", "start", "desktop", "stop", "release")
 # A look that says one of these proves that there is a machine, whoever heard the answer to its acquire.
 HELD = frozenset({Observed.STOPPED, Observed.STARTING, Observed.READY, Observed.SILENT})
 

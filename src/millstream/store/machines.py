@@ -98,9 +98,9 @@ def add(tx: Tx, spec: MachineSpec, *, state: str, now: float) -> None:
     )
 
 
-def want(tx: Tx, machine_id: str, wanted: Wanted, *, state: str, now: float, keep_error: bool = False) -> None:
+def want(tx: Tx, machine_id: str, wanted: Wanted, *, state: str, now: float) -> None:
     """What an API handler says: a new wish, and the state that shows it from this commit on."""
-    tx.run("want", id=machine_id, wanted=wanted, state=state, now=now, keep_error=keep_error)
+    tx.run("want", id=machine_id, wanted=wanted, state=state, now=now)
 
 
 def save(tx: Tx, by: str, row: MachineRow, *, due: float | None) -> bool:

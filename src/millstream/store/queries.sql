@@ -36,7 +36,7 @@ VALUES (:id, :owner, :wanted, :state, :spec, :now, :now, :now);
 -- name: want
 -- What an API handler writes: the new wish, the state that shows it, and that it is due now.
 UPDATE machine SET wanted = :wanted, state = :state, asked_at = :now, stepped_at = :now, due = :now, attempts = 0,
-    starts = 0, started_at = NULL, silent_since = NULL, error = CASE WHEN :keep_error THEN error END, waiting = '', version = version + 1
+    starts = 0, started_at = NULL, silent_since = NULL, error = NULL, waiting = '', version = version + 1
 WHERE id = :id;
 
 -- name: claim
