@@ -77,7 +77,7 @@ def env_command(here: Here, *, github: bool) -> None:
     here.answer("env", {"variables": values, "unset": unset}, lines)
 
 
-keys_command = Group("keys", help="Make, import, list and revoke access keys.")
+keys_command = Group("keys", help="Make, import, list, revoke and replace access keys.")
 
 
 def _shown(row: Row) -> dict[str, Any]:
@@ -223,3 +223,30 @@ def keys_revoke(here: Here, *, key_id: str) -> None:
 
     row = here.store().write(work).result()
     here.answer("key", _shown(row), [f"{key_id} is revoked"])
+
+
+@command(
+    keys_command,
+    name="rotate-root",
+    examples=["millstream keys rotate-root", 'eval "$(millstream env)"          the shells that held the old one'],
+)
+def keys_rotate_root(here: Here) -> None:
+    """Replace the root key: the old one is revoked, and millstream env gives the new one.
+
+    Calls with the old key, and streams that it opened, end within seconds. Other keys are not touched.
+    """
+    from millstream import wiring
+
+    account = here.settings().account
+
+    def work(tx: Tx) -> tuple[Row, str]:
+        old = tx.one("meta", key="root_key")
+        revoked = str(old["value"]) if old is not None else ""
+        key = wiring.new_root_key(tx, account)
+        tx.run("revoke_key", key_id=revoked, now=time.time())
+        return tx.one("key", key_id=key.key_id), revoked
+
+    row, revoked = here.store().write(work).result()
+    here.answer("key", {**_shown(row), "replaces": revoked or None}, [row["key_id"]])
+    talk(f"{revoked or 'no key'} is revoked; the root key is now {row['key_id']}")
+    talk('  next  eval "$(millstream env)" in the shells that held the old one')

@@ -31,7 +31,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "api": ("run", "serve", "Run the api role alone: the programs' door"),
     "edge": ("run", "serve", "Run the edge role alone: the people's door"),
     "reconcile": ("run", "serve", "Run the reconcile role alone: the only one that holds the engine"),
-    "keys": ("access", "access", "Make, import, list and revoke access keys"),
+    "keys": ("access", "access", "Make, import, list, revoke and replace access keys"),
     "image": ("images", "image", "Build, list and remove base images"),
     "fault": ("test", "fault", "Make the next step of a resource fail on purpose"),
     "help": ("help", "help", "Help on a command, or on a topic such as exit-codes"),

@@ -52,13 +52,18 @@ def root_key(store: Store, account: str) -> Key:
         found = tx.one("meta", key="root_key")
         if found is not None:
             return str(found["value"])
-        key = new_key(tx, account, "root", principal=f"arn:aws:iam::{account}:root")
-        tx.run("set_meta", key="root_key", value=key.key_id)
-        return key.key_id
+        return new_root_key(tx, account).key_id
 
     key_id = store.write(work).result()
     row = store.read().one("key", key_id=key_id)
     return Key(row["key_id"], Secret(row["secret"]), row["account"], row["principal"])
+
+
+def new_root_key(tx: Tx, account: str) -> Key:
+    """Make the key that is the root key from now on. The one before it is not touched."""
+    key = new_key(tx, account, "root", principal=f"arn:aws:iam::{account}:root")
+    tx.run("set_meta", key="root_key", value=key.key_id)
+    return key
 
 
 def new_key(
