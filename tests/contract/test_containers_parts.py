@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millstream.capacity.containers import host, image, network
+from millstream.capacity.containers.driver import ContainersDriver
 from millstream.capacity.containers.stream import ContainerStreams
 from millstream.capacity.driver import CapacityError
 
@@ -86,3 +88,24 @@ def test_a_folder_that_became_a_link_is_not_followed(tmp_path: Path, step: str) 
             (folder / "engine").symlink_to(real / "engine")
         with pytest.raises(CapacityError):
             ContainerStreams(tmp_path).open_stream(machine_id, "rfb")
+
+
+def test_a_folder_of_any_depth_is_removed(tmp_path: Path) -> None:
+    """A machine's root makes folders in folders: deeper than Python's stack, and than a process may hold open."""
+    driver = ContainersDriver(tmp_path)
+    driver._make_folder("a" * 32)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    held = os.open(tmp_path / "machines" / ("a" * 32) / "engine", os.O_PATH)
+    os.symlink(outside, "link", dir_fd=held)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=held)
+        deeper = os.open("d", os.O_PATH, dir_fd=held)
+        os.close(held)
+        held = deeper
+    os.close(held)
+    driver._remove_folder("a" * 32)
+    assert not list((tmp_path / "machines").iterdir())
+    assert outside.is_dir()
+    driver._remove_folder("a" * 32)
+    driver.close()

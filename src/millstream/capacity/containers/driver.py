@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ import msgspec
 
 from millstream import agent as agent_package
 from millstream.capacity.containers import stream
-from millstream.capacity.containers.engine import Engine, folder_id, unmount_below
+from millstream.capacity.containers.engine import ENGINE_PATH, Engine, folder_id, unmount_below
 from millstream.capacity.containers.host import check_host
 from millstream.capacity.containers.image import build_base_image, cache_folder, list_images, remove_image
 from millstream.capacity.containers.network import Network, interface_id, mac_of, resolvers
@@ -51,6 +52,7 @@ SHM_BYTES: Final = 256 << 20  # browsers share their tiles there; counted to the
 TMP_SHARE: Final = 0.25  # of the machine's memory may be files in /tmp
 STOP_LIMIT_S: Final = 10
 RELEASE_TRIES: Final = 40
+REMOVE_LIMIT_S: Final = 60.0  # what is left of a folder by then is taken up by the next release
 RELEASE_PAUSES_S: Final = (0.01, 0.2)  # Podman's busy mount is gone some 20 ms later; a busy host needs more
 
 # Of the engine's default capabilities these are what a desktop with sudo and apt never misses. NET_RAW forges
@@ -448,13 +450,21 @@ class ContainersDriver:
         return ""
 
     def _remove_folder(self, machine_id: str) -> None:
-        """What the machine left in it is never followed: rmtree works with held folders."""
+        """What the machine left in it is never followed: rmtree works with held folders, and so does rm."""
+        folder = self._folder(machine_id)
         try:
-            shutil.rmtree(self._folder(machine_id))
+            shutil.rmtree(folder)
         except FileNotFoundError:
             return
-        except OSError as error:
-            raise CapacityError(f"the machine's folder can't be removed: {error}", code="disk.error") from error
+        except (OSError, RecursionError) as error:
+            # Folders in folders, deeper than Python can go or hold open: a machine's root could never be deleted.
+            command = ["rm", "-rf", "--one-file-system", "--", str(folder)]
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                subprocess.run(
+                    command, capture_output=True, check=False, timeout=REMOVE_LIMIT_S, env={"PATH": ENGINE_PATH}
+                )
+            if folder.exists():
+                raise CapacityError(f"the machine's folder can't be removed: {error}", code="disk.error") from error
 
     def _place_agent(self, version: str) -> Path:
         """The folder of that agent version, which machines mount read-only; made on first use, then never changed."""
