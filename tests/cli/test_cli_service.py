@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -540,6 +541,31 @@ def test_a_second_service_on_one_folder_is_refused(service: Shell) -> None:
     said = service("serve", "--capacity", "simulated")
     assert said.code not in {0, codes.BUG}
     assert said.err.startswith("error data.locked")
+
+
+@pytest.mark.parametrize("option", ["--listen", "--edge"])
+@pytest.mark.parametrize("words", [["serve"], ["serve", "--detach"]])
+def test_an_address_that_is_taken_is_said_in_four_lines(tmp_path: Path, option: str, words: list[str]) -> None:
+    free = free_ports(1)[0]
+    other = {"--listen": "--edge", "--edge": "--listen"}[option]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        here = f"127.0.0.1:{taken.getsockname()[1]}"
+        said = Shell(tmp_path)(*words, "--capacity", "simulated", option, here, other, f"127.0.0.1:{free}")
+    assert said.code == codes.HOST
+    assert [line.split()[0] for line in said.err.splitlines()] == ["error", "why", "next", "more"]
+    assert "serve.address-taken" in said.err
+    assert here in said.err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("threads", "0"), ("threads", "-3"), ("start_s", "-1"), ("skew_s", "nan"), ("region", "US east")],
+)
+def test_a_setting_that_cant_be_is_named(tmp_path: Path, name: str, value: str) -> None:
+    said = Shell(tmp_path, {f"MILLSTREAM_{name.upper()}": value})("serve", "--capacity", "simulated")
+    assert said.code == codes.USAGE
+    assert said.err.startswith("error settings.invalid")
+    assert f"{name} = " in said.err
 
 
 def test_serve_prints_ready_and_nothing_else_and_ends_cleanly_on_ctrl_c(tmp_path: Path) -> None:

@@ -239,6 +239,11 @@ CODES: Final[dict[str, Code]] = {
         "two services on one folder would make and delete the same machines",
         "stop it, or serve with another --data",
     ),
+    "serve.address-taken": Code(
+        "an address of the service can't be had",
+        "another program listens there, or it is none of this host's",
+        "stop that program, or give another one with --listen or --edge",
+    ),
     "serve.role-ended": Code(
         "a role of the service ended by itself",
         "it was killed, or ran into a bug; it is started again",

@@ -13,6 +13,7 @@ import logging
 import os
 import select
 import signal
+import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from millstream.wiring import logs
 from millstream.wiring.build import open_store, root_key, signing_keys
 from millstream.wiring.confine import let_go_of_files
 from millstream.wiring.roles import ROLES, run_folder
-from millstream.wiring.settings import Settings, SettingsError
+from millstream.wiring.settings import Settings, SettingsError, address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,7 @@ READY_S: Final = 120.0
 STOP_S: Final = 10.0  # then by force: whatever is cut off is taken up again by the next start
 LOCK_S: Final = 5.0  # a killed service's roles notice within this time
 RESTART_S_MAX: Final = 10.0
+ADDRESSES: Final = {"api": "listen", "edge": "edge"}  # a role's setting
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 
@@ -40,11 +42,14 @@ _PR_SET_NAME: Final = 15
 def serve(settings: Settings, *, ready: Callable[[], None] = lambda: None, adopt: bool = False) -> int:
     """Run all roles until SIGTERM or SIGINT; `ready` is called when a create would be answered.
 
-    Exit code: 0 when told to end, 1 when a role could not be started. Raises SettingsError, StoreError.
+    Exit code: 0 when told to end, 1 when a role could not be started. Raises SettingsError (also for an address that is
+    taken), StoreError.
     """
     logs.set_up("serve", settings.log_format, settings.log_level)
     store = open_store(settings, role="serve", adopt=adopt)
     locks = [lock(settings, role) for role in ROLES]
+    for name in ADDRESSES.values():
+        free(settings, name)
     root_key(store, settings.account)
     signing_keys(store)
     store.close()  # its thread must not be there when the roles are made
@@ -61,6 +66,8 @@ def run_role(role: str, settings: Settings, *, ready: Callable[[], None] = lambd
     logs.set_up(role, settings.log_format, settings.log_level)
     store = open_store(settings, role=role)
     held = lock(settings, role)
+    if role in ADDRESSES:
+        free(settings, ADDRESSES[role])
     root_key(store, settings.account)
     store.close()
     try:
@@ -68,6 +75,19 @@ def run_role(role: str, settings: Settings, *, ready: Callable[[], None] = lambd
     finally:
         os.close(held)
     return 0
+
+
+def free(settings: Settings, name: str) -> None:
+    """Whether its address can be had, said before any role starts. Raises SettingsError `serve.address-taken`."""
+    host, port = address(getattr(settings, name))
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise SettingsError(
+            f"{name} = {getattr(settings, name)} can't be had: {error.strerror}",
+            code="serve.address-taken",
+            next_step=f"stop what listens there, or give another one: --{name} {host}:{min(port + 10, 65535)}",
+        ) from error
 
 
 def lock(settings: Settings, role: str) -> int:

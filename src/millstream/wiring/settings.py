@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from dataclasses import dataclass, field, fields, replace
@@ -172,8 +173,14 @@ def _checked(found: Settings) -> Settings:
         raise SettingsError(f"account = {found.account!r} is not 12 digits")
     if bool(found.tls_certificate) != bool(found.tls_key):
         raise SettingsError("tls_certificate and tls_key go together", next_step="give both, or none")
+    if not names.REGION.fullmatch(found.region):
+        raise SettingsError(f"region = {found.region!r} is not like us-east-1")
     for name in ("listen", "edge"):
         address(getattr(found, name))
+    for item in fields(Settings):
+        value, least = getattr(found, item.name), 1 if item.name == "threads" else 0
+        if isinstance(value, (int, float)) and not least <= value < math.inf:
+            raise SettingsError(f"{item.name} = {value} is not a number from {least} up")
     return replace(found, data=found.data.expanduser().absolute())
 
 
