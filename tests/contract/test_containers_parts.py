@@ -109,3 +109,20 @@ def test_a_folder_of_any_depth_is_removed(tmp_path: Path) -> None:
     assert outside.is_dir()
     driver._remove_folder("a" * 32)
     driver.close()
+
+
+def test_a_resolver_among_the_metadata_is_asked_for_names_only() -> None:
+    rules = network.guard_rules("t", "i", "o", [], ["192.0.2.1", "169.254.169.254"])
+    accepted = [line.strip() for line in rules.splitlines() if line.endswith("accept") and "policy" not in line]
+    assert accepted == [f'iifname "o" ip daddr 169.254.169.254 {kind} dport 53 accept' for kind in ("udp", "tcp")]
+    forward = rules[rules.index("chain forward") :]
+    assert forward.index(accepted[0]) < forward.index("169.254.0.0/16")
+
+
+def test_the_guard_is_looked_after_while_the_engine_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = ContainersDriver(tmp_path, f"unix://{tmp_path}/no.sock")
+    guarded: list[bool] = []
+    monkeypatch.setattr(driver.network, "guard", lambda: guarded.append(True))
+    assert driver.health().code == "engine.no-answer"
+    assert guarded
+    driver.close()

@@ -67,6 +67,9 @@ def host_service() -> Iterator[int]:
         yield port
 
 
+LINK_LOCAL = "169.254.99.77"  # as 169.254.169.254, where clouds answer; that one may be in use here
+
+
 @pytest.fixture
 def outside_address() -> Iterator[str]:
     """An address beyond this host: a network namespace behind a link, which listens on port 80."""
@@ -79,6 +82,8 @@ def outside_address() -> Iterator[str]:
         f"ip -n {name} addr add {address}/30 dev {name}b",
         f"ip -n {name} link set {name}b up",
         f"ip -n {name} route add default via 203.0.113.78",
+        f"ip -n {name} addr add {LINK_LOCAL}/32 dev {name}b",
+        f"ip route add {LINK_LOCAL}/32 via {address}",
     ]
     try:
         for command in commands:
@@ -192,7 +197,11 @@ def test_the_outside_answers_with_internet_access(
     driver: ContainersDriver, new_machine: Callable[..., MachineSpec], outside_address: str
 ) -> None:
     spec = up(driver, new_machine(driver, internet=True))
-    assert reach(driver, spec, [(outside_address, 80)]) == {f"{outside_address} 80": "open"}
+    assert _connects(LINK_LOCAL, 80), "this host reaches it"
+    # A cloud tells its host's credentials to whoever asks there through the host.
+    found = reach(driver, spec, [(outside_address, 80), (LINK_LOCAL, 80)])
+    assert found.pop(f"{outside_address} 80") == "open"
+    assert set(found.values()) <= {"TimeoutError", "OSError"}, found
     assert "nameserver" in inside(driver, spec.id, "cat /etc/resolv.conf")
 
 

@@ -24,7 +24,7 @@ from millstream import agent as agent_package
 from millstream.capacity.containers import stream
 from millstream.capacity.containers.engine import ENGINE_PATH, Engine, folder_id, unmount_below
 from millstream.capacity.containers.host import check_host
-from millstream.capacity.containers.image import build_base_image, cache_folder, list_images, remove_image
+from millstream.capacity.containers.image import cache_folder, list_images, remove_image
 from millstream.capacity.containers.network import Network, interface_id, mac_of, resolvers
 from millstream.capacity.driver import CapacityError, Refused
 from millstream.model.records import Health, Observed, Sighting, Survey
@@ -32,7 +32,6 @@ from millstream.model.records import Health, Observed, Sighting, Survey
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from millstream.capacity.containers.image import Progress
     from millstream.model.records import BaseImage, MachineSpec
 
 PREFIX: Final = "ms-"
@@ -127,11 +126,6 @@ class ContainersDriver:
         """See `Driver.images`."""
         return list_images(self.engine)
 
-    def build_image(self, progress: Progress | None = None, *, fresh: bool = False) -> BaseImage:
-        """Bring the base image into the engine, building it if need be. See `build_base_image`."""
-        self._images.clear()
-        return build_base_image(self.engine, self.image_cache or self.data / "cache", progress, fresh=fresh)
-
     def remove_image(self, name: str) -> None:
         """Take a base image from the engine. Raises CapacityError."""
         remove_image(self.engine, name)
@@ -141,12 +135,12 @@ class ContainersDriver:
         try:
             if self.engine.embedded and (missing := check_host()):
                 return missing[0]
+            self.network.guard()  # first: machines run on while the engine is away, and so must the guard
             with self.engine.calls(limit_s=5.0) as api:
                 api.ping()
             if not self.images():
                 return _unhealthy("image.none", "no base image is there yet", "millstream image build")
             self._refuse_unmapped()
-            self.network.guard()
             free = shutil.disk_usage(self.data).free
             if free < DISK_RESERVE_BYTES:
                 why = f"{free >> 20} MiB are free below {self.data}"
@@ -316,7 +310,9 @@ class ContainersDriver:
         if name not in self._images:
             self._images = {image.name: image for image in self.images()}
         if name not in self._images:
-            raise Refused(f"there is no base image {name[:100]!r} here", code="image.unknown")
+            raise Refused(
+                f"The image {name[:100]} is not there any more.", error_code="IMAGE_NOT_FOUND", code="image.unknown"
+            )
         return self._images[name]
 
     def memory_given(self, wanted_bytes: int) -> int:

@@ -32,6 +32,8 @@ DEFAULT_MTU: Final = 1500
 FAMILIES: Final = ("inet", "bridge")
 # Where other engines keep what isn't the outside world: ours (of other data folders, too), Docker's, Podman's, …
 OTHER_BRIDGES: Final = ("ms*", "docker*", "br-*", "podman*", "cni-*", "virbr*", "lxdbr*", "lxcbr*", "incusbr*")
+# Where clouds tell a host, and whoever asks from it, its credentials: link-local, and what Azure and Alibaba chose.
+METADATA: Final = tuple(map(ipaddress.IPv4Network, ("169.254.0.0/16", "168.63.129.16/32", "100.100.100.200/32")))
 
 
 class Network:
@@ -72,7 +74,7 @@ class Network:
             if time.monotonic() - self._guarded_at < GUARD_FRESH_S:
                 return
             if not self._installed or self._listing() != self._installed:
-                _nft(guard_rules(self.table, self.bridges[False], self.bridges[True], local_resolvers()))
+                _nft(guard_rules(self.table, self.bridges[False], self.bridges[True], local_resolvers(), resolvers()))
                 self._installed = self._listing()
             if not self._installed:
                 raise CapacityError("the network guard does not hold", code="network.no-guard")
@@ -163,29 +165,39 @@ def interface_id(machine_id: str, started: str) -> str:
     return "eni-" + hashlib.sha256(f"eni {machine_id} {started}".encode()).hexdigest()[:17]
 
 
-def guard_rules(table: str, inside: str, outside: str, resolvers: list[str]) -> str:
+def guard_rules(table: str, inside: str, outside: str, local: list[str], resolvers: list[str]) -> str:
     """The nftables program of the guard. It replaces itself whole, so there is no moment without it.
+
+    `resolvers` are those of this host, `local` the ones of them that are this host itself; either may be asked for
+    names, also where a cloud's is at the address of its metadata. The networks have no IPv6, so none is passed on.
 
     Names of bridges that don't exist yet are fine: rules go by name, so the guard stands before the network does.
     """
     ours = f'{{ "{inside}", "{outside}" }}'
-    asks = "".join(
-        f'    iifname "{outside}" ip daddr {address} {protocol} dport 53 accept\n'
-        for address in resolvers
-        for protocol in ("udp", "tcp")
-    )
+
+    def asks(addresses: list[str]) -> str:
+        return "".join(
+            f'    iifname "{outside}" ip daddr {address} {protocol} dport 53 accept\n'
+            for address in addresses
+            for protocol in ("udp", "tcp")
+        )
+
+    near = [ip for ip in resolvers if any(ipaddress.IPv4Address(ip) in network for network in METADATA)]
+    metadata = ", ".join(map(str, METADATA))
     strangers = ", ".join(f'"{name}"' for name in OTHER_BRIDGES)
     fresh = "".join(f"table {family} {table} {{}}\ndelete table {family} {table}\n" for family in FAMILIES)
     return f"""{fresh}
 table inet {table} {{
   chain input {{
     type filter hook input priority -150; policy accept;
-{asks}    iifname {ours} drop
+{asks(local)}    iifname {ours} drop
   }}
   chain forward {{
     type filter hook forward priority -150; policy accept;
     iifname "{inside}" drop
     oifname "{inside}" drop
+    iifname "{outside}" meta nfproto ipv6 drop
+{asks(near)}    iifname "{outside}" ip daddr {{ {metadata} }} drop
     iifname "{outside}" oifname {{ {strangers} }} drop
     oifname "{outside}" ct state != {{ established, related }} drop
   }}
