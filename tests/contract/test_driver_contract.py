@@ -116,8 +116,9 @@ def test_look_and_survey_agree(driver: Driver, new_machine: Callable[..., Machin
 
 def test_an_unknown_image_is_refused_for_ever(driver: Driver, new_machine: Callable[..., MachineSpec]) -> None:
     spec = new_machine(driver, image="no-such-image")
-    with pytest.raises(Refused):
+    with pytest.raises(Refused, match="no-such-image") as caught:
         driver.acquire(spec)
+    assert caught.value.error_code == "IMAGE_NOT_FOUND", "Describe then says IMAGE_UNAVAILABLE"
     assert driver.look(spec.id).observed is Observed.ABSENT, "a refusal leaves nothing"
 
 

@@ -10,7 +10,7 @@ from typing import Final
 PUBLIC: Final = ""
 # Names of AWS's own images. Scripts that name one get a local base image, see `Service.aliases`.
 PUBLIC_IMAGE: Final = re.compile(r"(?i)(appstream|amazon-appstream2)-[a-z0-9_.-]{1,90}")
-REGION: Final = re.compile(r"[a-z]{2}(-[a-z]+)+-\d{1,2}")
+REGION: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,8}")  # whatever a signature's scope may name
 ACCOUNT: Final = re.compile(r"\d{12}")
 
 _ARN: Final = re.compile(r"arn:([a-z-]+):appstream:([a-z0-9-]*):(\d{12}|):([a-z-]+)/(.+)")
