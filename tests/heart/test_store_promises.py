@@ -25,6 +25,7 @@ from tests.heart.heart_world import SMALL, Clock, Crash, World, a_folder, a_worl
 from millstream.model import shapes as aws
 from millstream.reconcile.executor import Outcome
 from millstream.reconcile.loop import LEASE_S, Reconciler
+from millstream.store import steps
 from millstream.store import store as store_module
 from millstream.store.machines import MachineRow
 from millstream.store.store import Store, StoreError, Tx
@@ -568,3 +569,34 @@ def test_leases_and_moments_from_before_the_clock_was_set_back_are_seen_through(
         assert reconciler(world).claim()
         world.clock.now -= back_s
         assert reconciler(world).claim(), "leased further ahead than a lease is long"
+
+
+def test_a_store_that_can_be_opened_later_is_used_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file could be opened when the first call came: it is told so, and the next one is answered."""
+    store = opened(folder)
+    whole = store._connect
+
+    def none_left() -> sqlite3.Connection:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(store, "_connect", none_left)
+    with pytest.raises(StoreError):
+        store.write(put("a")).result(5)
+    with pytest.raises(StoreError):
+        store.read()
+    monkeypatch.setattr(store, "_connect", whole)
+    store.write(put("b")).result(5)
+    assert (value_of(folder, "a"), store.read().one("meta", key="b")["value"]) == (None, "x")
+    store.close()
+
+
+def test_a_timeline_takes_bounded_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "STEPS_MAX", 5)
+    store = opened(folder)
+    for number in range(9):
+        for owner in ("restless", "quiet")[: 1 if number else 2]:
+            line = steps.Step(owner, "m", "start", float(number), float(number))
+            store.write(lambda tx, line=line: steps.add(tx, line)).result()
+    assert [step.started for _, step in steps.newest(store.read(), "restless")] == [4.0, 5.0, 6.0, 7.0, 8.0]
+    assert len(steps.newest(store.read(), "quiet")) == 1
+    store.close()

@@ -153,6 +153,10 @@ INSERT INTO step (owner, machine_id, step, attempt, started, ended, engine_s, ou
 VALUES (:owner, :machine_id, :step, :attempt, :started, :ended, :engine_s, :outcome, :code, :reason, :engine_id,
     :request_id);
 
+-- name: cap_steps
+-- One comes, one goes.
+DELETE FROM step WHERE id = (SELECT id FROM step WHERE owner = :owner ORDER BY id DESC LIMIT 1 OFFSET :most);
+
 -- name: retry_step
 -- A step that fails again and again is one line with a growing count.
 UPDATE step SET attempt = :attempt, ended = :ended, engine_s = engine_s + :engine_s, code = :code, reason = :reason

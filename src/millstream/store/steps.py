@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from millstream.store.store import Tx
+
+STEPS_MAX: Final = 2000  # lines kept of one resource, the newest
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ def add(tx: Tx, step: Step) -> None:
     ):
         return
     tx.run("add_step", **asdict(step))
+    # A machine's root can restart it again and again: its timeline takes no more room than this.
+    tx.run("cap_steps", owner=step.owner, most=STEPS_MAX)
 
 
 def of(tx: Tx, owner: str, *, after: int = 0, most: int = 1000) -> list[tuple[int, Step]]:

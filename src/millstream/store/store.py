@@ -181,12 +181,15 @@ class Store:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def read(self) -> Tx:
-        """For one statement: each sees the newest commit."""
+        """For one statement: each sees the newest commit. Raises StoreError when no file can be opened."""
         found: Tx | None = getattr(self._local, "tx", None)
         if found is None:
-            connection = self._connect()
-            connection.execute("PRAGMA query_only=ON")
-            connection.execute(f"PRAGMA cache_size=-{self._cache_bytes >> 10}")
+            try:
+                connection = self._connect()
+                connection.execute("PRAGMA query_only=ON")
+                connection.execute(f"PRAGMA cache_size=-{self._cache_bytes >> 10}")
+            except sqlite3.OperationalError as error:
+                raise _store_error(error) from error
             self._local.connection = connection
             found = self._local.tx = Tx(connection, self._queries)
         return found
@@ -234,8 +237,7 @@ class Store:
             self._local.__dict__.clear()
 
     def _write_loop(self) -> None:
-        connection = self._connect()
-        tx = Tx(connection, self._queries)
+        connection: sqlite3.Connection | None = None
         last = False
         while not last:
             batch: list[tuple[Callable[[Tx], Any], Future[Any]]] = []
@@ -253,9 +255,18 @@ class Store:
                     item = self._queue.get_nowait()
                 except queue.Empty:
                     break
-            if batch:
-                self._commit(connection, tx, batch)
-        connection.close()
+            if not batch:
+                continue
+            if connection is None:
+                try:
+                    connection = self._connect()
+                except sqlite3.Error as error:  # no file can be opened now: said to these, tried again for the next
+                    for _, future in batch:
+                        future.set_exception(_store_error(error))
+                    continue
+            self._commit(connection, Tx(connection, self._queries), batch)
+        if connection is not None:
+            connection.close()
 
     def _commit(
         self, connection: sqlite3.Connection, tx: Tx, batch: list[tuple[Callable[[Tx], Any], Future[Any]]]
