@@ -170,7 +170,7 @@ class App:
             call = Call(tx, identity, self.clock(), request_id, self.service, wire.NAME)
             result = handler(call, document)
             if isinstance(result, Page):
-                return wire.join(operation, result.member, result.documents, result.next_token)
+                return wire.join(result.member, result.documents, result.next_token)
             return wire.encode(operation, result)
 
         if operation.reads:

@@ -25,12 +25,7 @@ class Wire(Protocol):
     def encode(self, operation: Operation[Any, Any], result: Any) -> bytes:
         """The body of a success. TypeError if the result is not of the operation's shape."""
 
-    def encode_document(self, shape: str, document: Any) -> bytes:
-        """A part of an answer, made ready to be stored and joined later."""
-
-    def join(
-        self, operation: Operation[Any, Any], member: str, documents: Iterable[bytes], next_token: str | None
-    ) -> bytes:
+    def join(self, member: str, documents: Iterable[bytes], next_token: str | None) -> bytes:
         """The body of a page: stored documents under `member`, and the token of the next page if there is one."""
 
     def answer(self, body: bytes, request_id: str) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from millstream.api.http import Response
@@ -26,11 +25,7 @@ def encode(operation: Operation[Any, Any], result: Any) -> bytes:
     return document.encode_cbor(operation.output, result)  # an empty result is an empty map: botocore reads no less
 
 
-encode_document = document.encode_cbor
-
-
-def join(operation: Operation[Any, Any], member: str, documents: Iterable[bytes], next_token: str | None) -> bytes:  # noqa: ARG001 - another protocol may need it
-    return document.join_cbor(member, documents, next_token)
+join = document.join_cbor
 
 
 def answer(body: bytes, request_id: str) -> Response:

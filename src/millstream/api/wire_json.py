@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -28,11 +27,7 @@ def encode(operation: Operation[Any, Any], result: Any) -> bytes:
     return document.encode_json(operation.output, result)
 
 
-encode_document = document.encode_json
-
-
-def join(operation: Operation[Any, Any], member: str, documents: Iterable[bytes], next_token: str | None) -> bytes:  # noqa: ARG001 - another protocol may need it
-    return document.join_json(member, documents, next_token)
+join = document.join_json
 
 
 def answer(body: bytes, request_id: str) -> Response:
