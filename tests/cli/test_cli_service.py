@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
-from tests.cli.cli_shell import Shell, end, free_ports, serve
+from tests.cli.cli_shell import PROGRAM, Shell, end, free_ports, serve
 
 from millstream.cli.explain import STATES
 from millstream.cli.main import root, run
@@ -227,6 +227,28 @@ def test_wait_until_a_state_and_until_gone(service: Shell, appstream: Any, name:
     appstream.delete_image_builder(Name=name)
     assert service("wait", arn, "gone").code == 0
     assert service("wait", name, "gone").code == 0  # it was, and is no more
+
+
+def test_wait_on_a_terminal_says_what_is_usual(service: Shell, appstream: Any, name: str) -> None:
+    create(appstream, name)
+    assert service("wait", name, "RUNNING").code == 0  # so that there is something usual
+    appstream.stop_image_builder(Name=name)
+    assert service("wait", name, "STOPPED").code == 0
+    assert service("fault", "add", name, "start", "before", "--times", "3").code == 0
+    appstream.start_image_builder(Name=name)
+    person, terminal = os.openpty()
+    subprocess.run(
+        [PROGRAM, "wait", name, "RUNNING"],
+        stderr=terminal,
+        env=service.environment() | {"TERM": "xterm"},
+        timeout=60,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    os.close(terminal)
+    drawn = os.read(person, 65536).decode()
+    os.close(person)
+    assert ", usually 0." in drawn, drawn
 
 
 def test_wait_fails_at_once_for_a_state_that_does_not_exist(service: Shell, appstream: Any, name: str) -> None:

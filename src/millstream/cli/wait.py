@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LOOK_S: Final = 0.05
 GONE: Final = "gone"
+# The timeline's steps that end in a state.
+_WAY: Final = {"RUNNING": ("acquire", "start", "desktop"), "STOPPED": ("stop", "stopped"), GONE: ("release", "gone")}
 
 
 def _states(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
@@ -131,7 +133,7 @@ def _resource(here: Here, resource: str, state: str, timeout_s: float) -> int:
                 )
             now = f"{at}, {_doing(named)}"
             if not shown:
-                progress.step(named.name, now)
+                progress.step(named.name, now, usual_s=_usual_s(store, named, state))
             elif now != shown:
                 progress.text(now)
             shown = now
@@ -151,6 +153,16 @@ def _again(store: Store, named: Named) -> Named:
     tx = store.read()
     found = [row for row in tx.all("builders_named", name=named.name) if row["arn"] == named.arn]
     return names.Named(named.arn, machines.get(tx, found[0]["machine_id"]) if found else None)
+
+
+def _usual_s(store: Store, named: Named, state: str) -> float | None:
+    """How long it usually takes until it is there: what each step on the way took lately. None: nobody knows yet."""
+    from millstream.store import steps
+
+    made = named.row is not None and named.row.machine.made
+    tx = store.read()
+    took = [steps.usual_s(tx, step) for step in _WAY.get(state, ()) if not (made and step == "acquire")]
+    return sum(known) if (known := [one for one in took if one is not None]) else None
 
 
 def _doing(named: Named) -> str:
