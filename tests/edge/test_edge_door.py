@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import socket
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 from tests.edge.edge_client import WebSocket, ask, cookie, enter, viewer
-from tests.edge.edge_world import KEY, EdgeServer, a_ticket, certificate, edge_with, new_id, wait_until
+from tests.edge.edge_world import KEY, EdgeServer, Rows, Sockets, a_ticket, certificate, edge_with, new_id, wait_until
 
 from millstream.gateway import door
+from millstream.gateway import server as edge_server
+from millstream.gateway.session import EdgeSettings
 from millstream.model import ticket as t
 from millstream.model.records import Health
 
@@ -169,6 +172,22 @@ def test_a_flood_of_guesses_is_no_flood_of_lines(world: World, caplog: pytest.Lo
         statuses = [ask(edge, "GET", f"/stream/{machine}/?ticket=guess{n}").status for n in range(60)]
     assert statuses.count(429) == 40
     assert len([record for record in caplog.records if record.name.startswith("millstream")]) == 1
+
+
+def test_a_whole_network_is_one_caller() -> None:
+    """IPv6: who has a /64 has all of its addresses, and not one cap for each of them."""
+
+    async def admitted() -> list[bool]:
+        asked = EdgeSettings(proxies=("2001:db8:ffff::/48",))
+        server = edge_server._Server(edge_server.Edge(asked, Rows(), Sockets()), 2, 5.0)
+        peers = ["2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8:0:1::1", *["2001:db8:ffff::1"] * 3]
+        found = [server.admit(peer) for peer in peers]
+        for peer in peers:
+            server.left(peer)
+        assert not server._open_by_address
+        return [*found, server.admit("2001:db8::4")]
+
+    assert asyncio.run(admitted()) == [True, True, False, True, True, True, True, True]
 
 
 def test_guessers_are_remembered_in_bounded_room() -> None:

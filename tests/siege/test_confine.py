@@ -260,3 +260,17 @@ def test_it_costs_little(running: Service) -> None:
         os.close(read)
         os.waitpid(child, 0)
     assert min(took) < 0.01  # 2.5 ms on a quiet machine
+
+
+def test_a_role_may_open_as_many_files_as_the_doors_promise(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; from pathlib import Path; from millstream.wiring import Settings, confine;"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1];"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard));"
+        "confine.confine('reconcile', Settings(data=Path(sys.argv[1])));"
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE), hard)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    soft, still, hard = map(int, done.stdout.split())
+    assert still == hard, "the host's own limit stands"
+    assert soft == (confine.OPEN_FILES if hard == -1 else min(hard, confine.OPEN_FILES))

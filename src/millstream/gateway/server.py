@@ -526,14 +526,19 @@ class _Server(web.Server):
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=asyncio.get_running_loop(), **self._kwargs)
 
-    def admit(self, address: str) -> bool:
-        """One more connection from `address`; False when there are too many. Proxies speak for many people."""
+    def admit(self, peer: str) -> bool:
+        """One more connection from `peer`; False when there are too many. Proxies speak for many people.
+
+        IPv6 callers are counted by their /64: who has one has all of its addresses.
+        """
+        address = door.caller(peer, [], ())
         self._open += 1
         self._open_by_address[address] += 1
-        few = self._open_by_address[address] <= self._per_address_max or self._edge.is_proxy(address)
+        few = self._open_by_address[address] <= self._per_address_max or self._edge.is_proxy(peer)
         return few and self._open <= _CONNECTIONS_MAX
 
-    def left(self, address: str) -> None:
+    def left(self, peer: str) -> None:
+        address = door.caller(peer, [], ())
         self._open -= 1
         self._open_by_address[address] -= 1
         if not self._open_by_address[address]:

@@ -29,6 +29,7 @@ log = logging.getLogger("millstream.confine")
 # here, so that they can be covered before it needs them.
 PRIVATE: Final = {"engine": 0o700, "agents": 0o755, "machines": 0o711}
 KEPT: Final = {"api": frozenset({"run"}), "edge": frozenset({"run", "machines"})}
+OPEN_FILES: Final = 8192
 DAC_OVERRIDE: Final = 1  # the edge dials sockets of the machines' own uids
 NET_BIND_SERVICE: Final = 10
 _LAST_CAPABILITY: Final = 63
@@ -45,6 +46,7 @@ def confine(role: str, settings: Settings) -> list[str]:
     The reconcile role keeps its rights, since it is the one that holds the engine, but leaves no core dump.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _raise_open_files()
     _libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0)
     if role == "reconcile":
         return []
@@ -71,6 +73,14 @@ def confine(role: str, settings: Settings) -> list[str]:
     if partial:
         log.warning("confine", extra={"code": "confine.partial", "why": "; ".join(partial)})
     return partial
+
+
+def _raise_open_files() -> None:
+    """As many sockets as the doors' limits promise: a shell's 1,024 would end before them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def let_go_of_files(kept: Iterable[int]) -> None:
