@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
@@ -101,6 +102,12 @@ def test_env_wins_over_a_profile_a_region_and_switched_off_endpoints(service: Sh
     github = service("env", "--github", **theirs).out.splitlines()
     assert "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS=" in github
     assert not [line for line in github if line.startswith("AWS_PROFILE")]  # an empty one names a profile, too
+
+
+def test_a_new_data_folder_is_its_owner_s_alone(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "deep" / "data")
+    end(serve(shell))
+    assert stat.S_IMODE(shell.data.stat().st_mode) == 0o700
 
 
 def test_env_twice_does_not_grow(service: Shell) -> None:

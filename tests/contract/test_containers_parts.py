@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream.capacity.containers import host, image, network
+from millstream.capacity.containers import engine, host, image, network
 from millstream.capacity.containers.driver import ContainersDriver
 from millstream.capacity.containers.stream import ContainerStreams
 from millstream.capacity.driver import CapacityError
@@ -126,3 +126,14 @@ def test_the_guard_is_looked_after_while_the_engine_is_away(tmp_path: Path, monk
     assert driver.health().code == "engine.no-answer"
     assert guarded
     driver.close()
+
+
+def test_a_data_folder_is_made_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine may be the first to need it: `image build`, before any service."""
+    podman = engine.EmbeddedPodman(tmp_path / "data")
+    for step in ("configure", "_start"):
+        monkeypatch.setattr(podman, step, lambda: None)
+    monkeypatch.setattr(engine, "share_namespaces_folder", lambda: None)
+    monkeypatch.setattr(host, "prepare_host", list)
+    podman.ensure()
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700

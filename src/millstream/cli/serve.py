@@ -128,7 +128,8 @@ def _detach(here: Here, settings: Settings) -> int:
     """Start it in a session of its own and wait until a create would succeed."""
     started = time.monotonic()
     folder = settings.data / "log"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)  # a parent made on the way would be open to all
+    folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / "serve.log"
     # Exactly what was asked for here, whatever the new process would find in its place.
     arguments = [word for word in sys.argv[1:] if word not in {"--detach", "--json"}]

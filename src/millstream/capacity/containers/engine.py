@@ -77,7 +77,8 @@ class EmbeddedPodman:
         """Return when it answers; start it if need be. Raises Refused (nothing to run), CapacityError (no answer)."""
         if answers(self.socket):
             return
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)  # a parent that mkdir makes on its way is open to all
+        self.folder.mkdir(mode=0o700, exist_ok=True)
         self.socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(self.folder / "lock"):
             if answers(self.socket):
