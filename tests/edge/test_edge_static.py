@@ -9,6 +9,7 @@ from pathlib import Path
 
 from millstream.gateway import pages
 from millstream.gateway.session import Close, EdgeSettings
+from millstream.lifecycle.machine import STATES
 
 STATIC = Path(pages.__file__).parent / "static"
 
@@ -92,3 +93,7 @@ def test_settings_have_safe_defaults() -> None:
     assert settings.host == "127.0.0.1"
     assert settings.hosts == settings.proxies == ()
     assert settings.watch_s <= 1
+
+
+def test_a_page_has_words_for_every_state_without_a_picture() -> None:
+    assert set(pages._DOING) == set(STATES) - {"RUNNING"}

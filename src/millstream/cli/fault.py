@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from millstream.store.store import Row, Tx
 
-# The steps of a machine that can fail, and how. The reconciler's executor knows them by the same names.
+# The steps of a machine that can fail, and how: by the names that the reconciler's executor gives them.
 STEPS: Final = ("acquire", "start", "desktop", "stop", "release")
 MOMENTS: Final = ("before", "after", "refused")
 DEFAULT_ERROR: Final = "INTERNAL_SERVICE_ERROR"
@@ -94,7 +94,8 @@ def fault_add(
 
     RESOURCE is a name (also one that is yet to be created), image-builder/NAME, an ARN, or '*' for whichever comes
     first. STEP: acquire, start, desktop, stop, release. MOMENT: before (not taken), after (taken, but its answer was
-    lost) or refused (never: the resource goes FAILED). What fails before or after is tried again by itself.
+    lost) or refused (never: the resource goes FAILED). What fails before or after is tried again by itself, and so is
+    every release, whatever it met.
     """
     if error_code is not None and moment != "refused":
         raise Trouble("usage.wrong", why="--error-code goes with refused: what is only put off shows no error code")

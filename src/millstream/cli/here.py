@@ -98,11 +98,8 @@ def service_of(data: Path) -> dict[str, Any]:
     """`run/service.json`, if the process that wrote it lives."""
     try:
         found: dict[str, Any] = json.loads((data / "run" / "service.json").read_bytes())
-        os.kill(int(found["pid"]), 0)
-    except PermissionError:
-        with suppress(NameError):
-            return found
-        return {}
+        with suppress(PermissionError):  # it lives, as somebody else
+            os.kill(int(found["pid"]), 0)
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return found

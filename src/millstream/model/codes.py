@@ -317,7 +317,7 @@ CODES: Final[dict[str, Code]] = {
     ),
     "ticket.withdrawn": Code(
         "the link was withdrawn",
-        "the access key that it was made with was revoked or has expired",
+        "the access key that it was made with was revoked",
         "make a new one with a key that is valid: millstream keys list",
         DENIED,
     ),
