@@ -191,11 +191,11 @@ def test_a_whole_network_is_one_caller() -> None:
 
 
 def test_guessers_are_remembered_in_bounded_room() -> None:
-    guesses = door.Guesses(2)
+    guesses = door.PerMinute(2)
     for n in range(door.ADDRESSES_MAX * 2):
-        assert not guesses.wrong(f"a{n}", 0.0)
-    assert len(guesses._by_address) == door.ADDRESSES_MAX
-    assert [guesses.wrong("x", at) for at in (0, 1, 2, 59, 60.5, 60.6, 61.5)] == [
+        assert not guesses.too_many(f"a{n}", 0.0)
+    assert len(guesses._by_name) == door.ADDRESSES_MAX
+    assert [guesses.too_many("x", at) for at in (0, 1, 2, 59, 60.5, 60.6, 61.5)] == [
         False,
         False,
         True,

@@ -346,6 +346,19 @@ def test_connections_of_one_address_are_capped() -> None:
         wait_until(partial(_answers, edge), 5)
 
 
+def test_a_desktop_opened_again_and_again_is_refused() -> None:
+    """Each opening is a commit and lines in the log: whoever holds one ticket fills no disk with them."""
+    for edge, (machine, other) in edge_with(2, streams_per_minute_max=5):
+        mine, theirs = cookie(edge, machine), cookie(edge, other)
+        statuses = []
+        for _ in range(8):
+            with viewer(edge, machine, mine) as one:
+                statuses.append(one.status)
+        assert statuses == [101] * 5 + [429] * 3
+        with viewer(edge, other, theirs) as one:
+            assert one.status == 101
+
+
 def _answers(edge: EdgeServer) -> bool:
     try:
         return ask(edge, "GET", "/healthz").status == 200

@@ -160,7 +160,9 @@ class App:
         if unknown:
             # As the real service does: what it does not know it does not look at. It is counted and logged.
             self.unknown_members += len(unknown)
-            log.info("unknown members", extra={"operation": operation.name, "members": unknown[:20]})
+            log.info(
+                "unknown members", extra={"operation": operation.name, "members": [name[:100] for name in unknown[:20]]}
+            )
         validate(operation, document)
         handler = operation.handler
         if handler is None:

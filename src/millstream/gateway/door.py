@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-ADDRESSES_MAX = 4096  # guessers remembered; the oldest is forgotten first
+ADDRESSES_MAX = 4096  # names remembered; the longest silent one is forgotten first
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -83,19 +83,22 @@ def caller(peer: str, forwarded: list[str], proxies: Iterable[Network]) -> str:
     return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else found
 
 
-class Guesses:
-    """Wrong tickets by address. Only further wrong ones are refused: a right ticket passes whoever else guesses."""
+class PerMinute:
+    """How often a name did something in the last minute: an address guessed tickets, a machine was opened.
+
+    Only further wrong tickets are refused: a right one passes whoever else guesses.
+    """
 
     def __init__(self, per_minute_max: int) -> None:
         self._per_minute_max = per_minute_max
-        self._by_address: dict[str, deque[float]] = {}
+        self._by_name: dict[str, deque[float]] = {}
 
-    def wrong(self, address: str, now: float) -> bool:
-        """Counts one more wrong ticket; True when there were too many in the last minute."""
-        times = self._by_address.pop(address, None) or deque(maxlen=self._per_minute_max)
-        self._by_address[address] = times  # to the end: the longest silent one is forgotten first
-        if len(self._by_address) > ADDRESSES_MAX:
-            del self._by_address[next(iter(self._by_address))]
+    def too_many(self, name: str, now: float) -> bool:
+        """Counts one more; True, and not counted, when there were too many in the last minute."""
+        times = self._by_name.pop(name, None) or deque(maxlen=self._per_minute_max)
+        self._by_name[name] = times  # to the end: the longest silent one is forgotten first
+        if len(self._by_name) > ADDRESSES_MAX:
+            del self._by_name[next(iter(self._by_name))]
         if len(times) == self._per_minute_max and times[0] > now - 60:
             return True
         times.append(now)

@@ -108,6 +108,13 @@ FULL = Notice(
     "This edge shows as many desktops as it may.",
     "Try again in a minute.",
 )
+TOO_OFTEN = Notice(
+    429,
+    "edge.too-often",
+    "Opened too often",
+    "This desktop was opened too many times within a minute.",
+    "Try again in a minute.",
+)
 NOT_NOW = Notice(
     503,
     "edge.not-now",

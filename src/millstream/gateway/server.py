@@ -124,7 +124,8 @@ class Edge:
         self._dial = streams.open_stream
         self._url = door.public_url(settings.public_url)
         self._pages = Pages(self._url.prefix)
-        self._guesses = door.Guesses(settings.wrong_tickets_per_minute_max)
+        self._guesses = door.PerMinute(settings.wrong_tickets_per_minute_max)
+        self._openings = door.PerMinute(settings.streams_per_minute_max)
         self._proxies = tuple(map(ipaddress.ip_network, settings.proxies))
         self._hosts = frozenset((self._url.netloc, self._url.netloc_with_port, *map(str.lower, settings.hosts)))
         self._operator_hosts = self._hosts | {f"{name}:{settings.port}" for name in _LOOPBACK_NAMES}
@@ -294,7 +295,7 @@ class Edge:
 
     def _forged(self, request: BaseRequest, notice: Notice = pages.FORGED) -> _Refused:
         address = door.caller(_peer(request), request.headers.getall("X-Forwarded-For", []), self._proxies)
-        if self._guesses.wrong(address, time.monotonic()):
+        if self._guesses.too_many(address, time.monotonic()):
             self._warn_of_guesses(address)
             return _Refused(pages.TOO_MANY)
         return _Refused(notice)
@@ -330,6 +331,8 @@ class Edge:
         here = self._streams.get(machine_id, set())
         if len(here) >= self._settings.streams_per_machine_max or self._streaming() >= self._settings.streams_max:
             raise _Refused(pages.FULL)
+        if self._openings.too_many(machine_id, time.monotonic()):
+            raise _Refused(pages.TOO_OFTEN)
         ws = web.WebSocketResponse(
             compress=False, max_msg_size=_MESSAGE_BYTES_MAX, heartbeat=_PING_S, timeout=0.5, writer_limit=1
         )

@@ -67,6 +67,7 @@ class EdgeSettings:
     clipboard_bytes_max: int = CLIPBOARD_BYTES_MAX  # into a machine, at once
     streams_max: int = 512
     streams_per_machine_max: int = 8
+    streams_per_minute_max: int = 300  # of one machine: each is a commit and three lines in the log
     connections_per_address_max: int = 256
     wrong_tickets_per_minute_max: int = 20
     silent_viewer_s: float = 30.0

@@ -369,6 +369,11 @@ CODES: Final[dict[str, Code]] = {
     "edge.full": Code(
         "the edge shows as many desktops as it may", "many people or many tabs look on", "close some; try again", HOST
     ),
+    "edge.too-often": Code(
+        "a desktop was opened too often",
+        "one machine may be opened 300 times a minute",
+        "try again in a minute; a page or script opens it in a loop",
+    ),
     "edge.not-now": Code(
         "the edge can't look a desktop up at the moment", "the store did not answer", "millstream doctor"
     ),
