@@ -1,13 +1,11 @@
 // The main job with an unmodified AWS SDK for JavaScript v3, in the protocol that MILLSTREAM_PROTOCOL names.
-// Endpoint: MILLSTREAM_ENDPOINT; keys: the SDK's own variables; MILLSTREAM_IMAGE: an image to start from.
+// Endpoint, Region and keys: the SDK's own variables, as `millstream env` sets them; MILLSTREAM_IMAGE: an image to start from.
 import assert from "node:assert/strict";
 import * as sdk from "@aws-sdk/client-appstream";
 import { AwsSmithyRpcV2CborProtocol } from "@aws-sdk/core/protocols";
 
 const protocol = process.env.MILLSTREAM_PROTOCOL ?? "json";
 const client = new sdk.AppStreamClient({
-  endpoint: process.env.MILLSTREAM_ENDPOINT,
-  region: process.env.AWS_REGION ?? "eu-west-1",
   maxAttempts: 1,
   ...(protocol === "cbor" ? { protocol: AwsSmithyRpcV2CborProtocol } : {}),
 });
