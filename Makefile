@@ -21,7 +21,7 @@ check:
 	$(VENV)/lint-imports
 
 test: setup-test check
-	$(VENV)/pytest -n $(WORKERS) $(PYTEST)
+	MILLSTREAM_ALL_TESTS=1 $(VENV)/pytest -n $(WORKERS) $(PYTEST)
 
 bench: setup-test
 	$(VENV)/python -m bench
