@@ -98,10 +98,13 @@ def test_who_am_i_is_503_too_when_the_keys_cant_be_read() -> None:
         caller = Caller(key.key_id, key.secret.reveal(), time.time(), service="sts")
         form = (("Host", "127.0.0.1"), ("Content-Type", "application/x-www-form-urlencoded"))
         wire = Wire("POST", "/", form, b"Action=GetCallerIdentity&Version=2011-06-15")
-        assert app(caller.sign(wire).request()).status == 200
+        answer = app(caller.sign(wire).request())
+        assert isinstance(answer, Response)
+        assert answer.status == 200
         rename(folder, "access_key", "elsewhere")
         app.keys._until = 0.0
         answer = app(caller.sign(wire).request())
+        assert isinstance(answer, Response)
         assert answer.status == 503
         assert b"<Code>ServiceUnavailable</Code>" in answer.body
         store.close()
@@ -116,6 +119,7 @@ def test_the_health_of_both_addresses_is_read_by_the_command_line(ok: bool, monk
         store.open()
         app = App(store, SERVICE, knock=lambda: True, health=lambda: told)
         answer = app(Request.of(b"GET", b"/healthz", ()))
+        assert isinstance(answer, Response)
         raw = b"HTTP/1.1 %d X\r\n\r\n%b" % (answer.status, answer.body)
         monkeypatch.setattr(health, "_get", lambda *_: raw)
         assert health.ask("http://127.0.0.1:1") == told

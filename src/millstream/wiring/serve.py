@@ -201,7 +201,9 @@ class Watcher:
                 if not child.is_ready:
                     log.error("role did not start", extra={"role_name": child.role})
                     return False
-            if time.monotonic() > until:
+            if waiting and time.monotonic() > until:
+                late = ", ".join(child.role for child in waiting.values())
+                log.error("roles not ready in time", extra={"roles": late, "limit_s": READY_S})
                 return False
         return not self.stopping
 
