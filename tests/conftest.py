@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 
 import pytest
 
@@ -10,7 +11,9 @@ pytest_plugins = ["tests.engine_fixture"]
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Under `make test` (MILLSTREAM_ALL_TESTS) a skipped test is a missing install step, so it fails."""
     report = yield
     if report.skipped and os.environ.get("MILLSTREAM_ALL_TESTS") and not hasattr(report, "wasxfail"):

@@ -209,7 +209,7 @@ def test_a_restart_finds_its_machines_and_one_removed_behind_our_back_is_failed(
     for name in ("kept", "taken"):
         client.create_image_builder(Name=name, ImageName="debian-12-desktop", InstanceType="stream.standard.small")
     for name in ("kept", "taken"):
-        wait_for(lambda name=name: state_of(client, name) == "RUNNING", 90)  # type: ignore[misc]
+        wait_for(lambda name=name: state_of(client, name) == "RUNNING", 90)
     taken = machine_of(client.create_image_builder_streaming_url(Name="taken")["StreamingURL"])
     before = client.describe_image_builders(Names=["kept"])["ImageBuilders"][0]
     assert service.stop(signal.SIGINT) == 0
@@ -228,7 +228,7 @@ def test_a_restart_finds_its_machines_and_one_removed_behind_our_back_is_failed(
     for name in ("kept", "taken"):
         client.delete_image_builder(Name=name)
     for name in ("kept", "taken"):
-        wait_for(lambda name=name: state_of(client, name) == "gone", 30)  # type: ignore[misc]
+        wait_for(lambda name=name: state_of(client, name) == "gone", 30)
     assert left_on_host(service.data) == []
 
 

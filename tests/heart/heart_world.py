@@ -125,6 +125,9 @@ class Faulty:
     def health(self) -> Health:
         return self.driver.health()
 
+    def end(self) -> None:
+        self.driver.end()
+
     def close(self) -> None:
         self.driver.close()
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -596,7 +597,7 @@ def test_a_timeline_takes_bounded_room(folder: Path, monkeypatch: pytest.MonkeyP
     for number in range(9):
         for owner in ("restless", "quiet")[: 1 if number else 2]:
             line = steps.Step(owner, "m", "start", float(number), float(number))
-            store.write(lambda tx, line=line: steps.add(tx, line)).result()
+            store.write(partial(steps.add, step=line)).result()
     assert [step.started for _, step in steps.newest(store.read(), "restless")] == [4.0, 5.0, 6.0, 7.0, 8.0]
     assert len(steps.newest(store.read(), "quiet")) == 1
     store.close()
