@@ -14,9 +14,6 @@ REGION: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,8}")  # whatever a signatur
 ACCOUNT: Final = re.compile(r"\d{12}")
 
 _ARN: Final = re.compile(r"arn:([a-z-]+):appstream:([a-z0-9-]*):(\d{12}|):([a-z-]+)/(.+)")
-TAGGABLE: Final = frozenset(
-    {"image-builder", "image", "fleet", "stack", "app-block", "app-block-builder", "application"}
-)
 
 
 @dataclass(frozen=True, slots=True)

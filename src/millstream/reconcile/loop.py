@@ -56,7 +56,6 @@ class Reconciler:
         self._lock = threading.Lock()
         self._strangers: set[str] = set()
         self.released_strangers = 0
-        self.steps_taken = 0
         self.last_sweep_s = 0.0
 
     # -- claiming ----------------------------------------------------------------------------------------------------
@@ -121,7 +120,6 @@ class Reconciler:
     def _work(self, machine_id: str) -> None:
         try:
             self.executor.step(machine_id)
-            self.steps_taken += 1
         except StoreError as error:
             log.warning("store", extra={"code": error.code, "why": str(error), "machine": machine_id})
             self.stopping.wait(TICK_S)
