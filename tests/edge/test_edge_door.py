@@ -19,6 +19,7 @@ from millstream.gateway import server as edge_server
 from millstream.gateway.session import EdgeSettings
 from millstream.model import ticket as t
 from millstream.model.records import Health
+from millstream.store.store import StoreError
 
 World = tuple[EdgeServer, list[str]]
 
@@ -172,6 +173,26 @@ def test_a_flood_of_guesses_is_no_flood_of_lines(world: World, caplog: pytest.Lo
         statuses = [ask(edge, "GET", f"/stream/{machine}/?ticket=guess{n}").status for n in range(60)]
     assert statuses.count(429) == 40
     assert len([record for record in caplog.records if record.name.startswith("millstream")]) == 1
+
+
+def test_a_store_in_trouble_is_not_our_mistake(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any ticket, a wrong one too, makes the edge read the store: what a stranger can ask fills no log."""
+    edge, (machine, _) = world
+    mine = cookie(edge, machine)
+
+    def busy() -> tuple[bytes, ...]:
+        raise StoreError("the store is busy", code="store.busy")
+
+    monkeypatch.setattr(edge.rows, "ticket_keys", busy)
+    with caplog.at_level(logging.INFO, "millstream"):
+        for _ in range(5):
+            page = ask(edge, "GET", f"/stream/{machine}/?ticket=guess")
+            assert (page.status, "edge.not-now" in page.text) == (503, True)
+        assert ask(edge, "GET", f"/stream/{machine}/state", Cookie=mine).status == 503
+        assert viewer(edge, machine, mine).status == 503
+    assert not caplog.records
 
 
 def test_a_whole_network_is_one_caller() -> None:

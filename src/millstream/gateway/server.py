@@ -42,6 +42,7 @@ from millstream.model.ticket import (
     open_pass,
     open_ticket,
 )
+from millstream.store.store import StoreError
 
 if TYPE_CHECKING:
     import socket
@@ -140,7 +141,11 @@ class Edge:
         if self._url.prefix and path.startswith(self._url.prefix + "/"):
             path = path[len(self._url.prefix) :]  # a proxy in front may take the prefix off, or leave it on
         try:
-            return await self._answer(request, path, query)
+            try:
+                return await self._answer(request, path, query)
+            except StoreError as error:  # health tells it; a line and a traceback for each caller would tell no more
+                log.debug("edge.store", extra={"code": error.code, "why": str(error)})
+                raise _Refused(pages.NOT_NOW) from None
         except _Refused as refused:
             self.metrics.count("refused", reason=refused.notice.code)
             if path.endswith(("/enter", "/leave", "/state")):
