@@ -6,6 +6,7 @@ import asyncio
 import json
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,4 +144,26 @@ def test_a_flood_of_unsigned_calls_is_no_flood_of_lines(caplog: pytest.LogCaptur
         assert [record.message for record in caplog.records] == ["refused"], "who has a key is told in the log"
         assert vars(caplog.records[0])["key_id"] == key.key_id
         assert 'outcome="InvalidSignatureException"} 20' in app.metrics()
+        store.close()
+
+
+def test_a_store_in_trouble_is_one_line_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever has no key makes the store be asked for one: that fills no log while it can't answer."""
+    with a_folder() as folder:
+        store = Store(folder)
+        store.open()
+        app = App(store, SERVICE, knock=lambda: True, health=lambda: Health(ok=True))
+        rename(folder, "access_key", "elsewhere")
+        stranger = Caller("AKIASTRANGERSTRANGER", "not a key's secret", time.time())
+        body = b"Action=GetCallerIdentity&Version=2011-06-15"
+        form = (("Host", "127.0.0.1"), ("Content-Type", "application/x-www-form-urlencoded"))
+        with caplog.at_level("INFO", "millstream"):
+            began = time.monotonic()
+            for _ in range(20):
+                assert ask(app, stranger, "DescribeImageBuilders")[0] == 503
+                answer = app(replace(stranger, service="sts").sign(Wire("POST", "/", form, body)).request())
+                assert isinstance(answer, Response)
+                assert answer.status == 503
+        assert 1 <= len(caplog.records) <= 1 + time.monotonic() - began
+        assert app.calls["query", "-", "ServiceUnavailableException"] == 20
         store.close()

@@ -46,6 +46,7 @@ log = logging.getLogger("millstream.api")
 # A revoked key is refused within this time, in every process.
 KEY_CACHE_S: Final = 0.5
 KEY_CACHE_MAX: Final = 1000
+STORE_TOLD_S: Final = 1.0  # between two lines about a store in trouble: each caller would bring one, without a key, too
 _FORWARDED: Final = (b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"forwarded", b"via")
 _BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
@@ -113,6 +114,7 @@ class App:
         self.calls: dict[tuple[str, str, str], int] = {}  # wire, operation, outcome
         self.seconds: dict[str, list[float]] = {}  # operation: buckets, sum, count
         self.unknown_members = 0
+        self._store_told_at = float("-inf")
         # Request ids are UUIDs: this process's own part, then a count. Names to search the log by, not hard to guess.
         life = secrets.token_hex(9)
         self._life = f"{life[:8]}-{life[8:12]}-4{life[12:15]}-a{life[15:18]}-"
@@ -134,7 +136,7 @@ class App:
         except ServiceError as error:
             return self._refuse(wire, "-", error, request_id)
         except StoreError as error:
-            return self._refuse(wire, "-", _unavailable(error, request_id), request_id)
+            return self._refuse(wire, "-", self._unavailable(error, request_id), request_id)
         if isinstance(operation, ServiceError):
             return self._refuse(wire, "-", operation, request_id, identity)
         if not self.throttle.admits(identity.key_id, reads=operation.reads):
@@ -146,7 +148,7 @@ class App:
         except ServiceError as error:
             return self._refuse(wire, operation.name, error, request_id, identity)
         except StoreError as error:
-            return self._refuse(wire, operation.name, _unavailable(error, request_id), request_id, identity)
+            return self._refuse(wire, operation.name, self._unavailable(error, request_id), request_id, identity)
 
     def _call(
         self, wire: Wire, operation: Operation[Any, Any], identity: Identity, body: bytes, request_id: str
@@ -197,7 +199,7 @@ class App:
         except ServiceError as error:
             return self._refuse(wire, operation.name, error, request_id, identity)
         except StoreError as error:
-            return self._refuse(wire, operation.name, _unavailable(error, request_id), request_id, identity)
+            return self._refuse(wire, operation.name, self._unavailable(error, request_id), request_id, identity)
         except Exception:
             log.exception("call", extra={"request_id": request_id, "operation": operation.name})
             told = InternalFailure(f"An internal error. The log has the details under request id {request_id}.")
@@ -234,17 +236,30 @@ class App:
         return wire.error(error, request_id)
 
     def _sts(self, request: Request, request_id: str) -> Response:
+        outcome = "ok"
         try:
             identity = signature.verify(
                 request, self.keys.find, self.clock(), service=wire_query.SERVICE, skew_s=self.skew_s
             )
             if not self.throttle.admits(identity.key_id, reads=True):
-                return wire_query.refuse(ThrottlingException("Rate exceeded"), request_id)
-            return wire_query.answer(request, identity, request_id)
+                raise ThrottlingException("Rate exceeded")
+            answer = wire_query.answer(request, identity, request_id)
         except ServiceError as error:
-            return wire_query.refuse(error, request_id)
+            outcome, answer = error.code, wire_query.refuse(error, request_id)
         except StoreError as error:
-            return wire_query.refuse(_unavailable(error, request_id), request_id)
+            told = self._unavailable(error, request_id)
+            outcome, answer = told.code, wire_query.refuse(told, request_id)
+        key = ("query", "GetCallerIdentity" if outcome == "ok" else "-", outcome)
+        self.calls[key] = self.calls.get(key, 0) + 1
+        return answer
+
+    def _unavailable(self, error: StoreError, request_id: str) -> ServiceUnavailableException:
+        """The store can't be read or written now: said to the caller, who tries again, and to the log once a second."""
+        now = time.monotonic()
+        if now >= self._store_told_at + STORE_TOLD_S:
+            self._store_told_at = now
+            log.warning("store", extra={"request_id": request_id, "code": error.code, "why": str(error)})
+        return ServiceUnavailableException(f"{error} ({error.code}). Try again.")
 
     # -- what operators read -----------------------------------------------------------------------------------------
 
@@ -311,9 +326,3 @@ class App:
                 for status, count in sorted(self.door.counters.refused.items())
             ]
         return "\n".join(lines) + "\n"
-
-
-def _unavailable(error: StoreError, request_id: str) -> ServiceUnavailableException:
-    """The store can't be read or written now: said to the caller, who tries again, and to the log."""
-    log.warning("store", extra={"request_id": request_id, "code": error.code, "why": str(error)})
-    return ServiceUnavailableException(f"{error} ({error.code}). Try again.")
