@@ -54,9 +54,8 @@ _BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
 class Keys:
     """Access keys by id, remembered for half a second."""
 
-    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._clock = clock
         self._held: dict[str, Key | None] = {}
         self._until = 0.0
 
@@ -104,7 +103,7 @@ class App:
         self.service = service
         self.clock = clock
         self.skew_s = skew_s
-        self.keys = Keys(store, clock)
+        self.keys = Keys(store)
         self.throttle = throttle or Throttle()
         self.answers = Answers(store, answers_kept)
         self.metrics_token = metrics_token
@@ -319,6 +318,10 @@ class App:
             "# TYPE millstream_up gauge",
             f"millstream_up {int(self.health().ok)}",
         ]
+        row = self.store.read().one("health", role="reconcile")
+        for name, value in json.loads(row["figures"] if row is not None else "{}").items():
+            kind = "counter" if name.endswith("_total") else "gauge"
+            lines += [f"# TYPE millstream_reconcile_{name} {kind}", f"millstream_reconcile_{name} {value}"]
         if self.door is not None:
             lines += ["# TYPE millstream_http_refused_total counter"]
             lines += [

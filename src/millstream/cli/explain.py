@@ -30,12 +30,12 @@ NOUNS: Final = {
 }
 STATES: Final = {
     "PENDING": "It is being made or started; next it is RUNNING, or FAILED with a reason.",
-    "UPDATING_AGENT": "Its agent is being replaced by a newer one.",
+    "UPDATING_AGENT": "Its agent is being replaced by a newer one. Not shown yet.",
     "RUNNING": "Agent and display answer: streaming URLs work.",
     "STOPPING": "It is being shut down; its disk stays.",
     "STOPPED": "It is off. Its disk is kept; StartImageBuilder brings it back as it was.",
     "REBOOTING": "The machine stopped by itself, or its person restarted it; it is being started again.",
-    "SNAPSHOTTING": "An image is being made of it.",
+    "SNAPSHOTTING": "An image is being made of it. Not shown yet.",
     "DELETING": "Its capacity is being released. It is gone when the driver says so, and what it waits for is shown.",
     "FAILED": "It can't become what was asked for; its errors say why. Delete it.",
 }

@@ -8,14 +8,13 @@ import click
 
 from millstream.cli import names
 from millstream.cli.here import Group, Here, Trouble, command, nearest, table
+from millstream.lifecycle.actions import FAULT_STEPS
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from millstream.store.store import Row, Tx
 
-# The steps of a machine that can fail, and how: by the names that the reconciler's executor gives them.
-STEPS: Final = ("acquire", "start", "desktop", "stop", "release")
 MOMENTS: Final = ("before", "after", "refused")
 DEFAULT_ERROR: Final = "INTERNAL_SERVICE_ERROR"
 
@@ -60,7 +59,7 @@ class Word(click.ParamType[str]):
     name="add",
     params=[
         click.Argument(["resource"], shell_complete=names.complete),
-        click.Argument(["step"], type=Word("step", STEPS)),
+        click.Argument(["step"], type=Word("step", FAULT_STEPS)),
         click.Argument(["moment"], type=Word("moment", MOMENTS), default="before"),
         click.Option(["--times"], type=click.IntRange(1, 1_000_000), default=1, show_default=True, help="How often."),
         click.Option(

@@ -62,3 +62,6 @@ class Rest:
 
 
 Action = Acquire | Start | Stop | Release | Forget | Settle | Fail | Wait | Rest
+
+# Where a fault can be asked for: the driver's verbs, and the moment at which a desktop would be found ready.
+FAULT_STEPS = ("acquire", "start", "desktop", "stop", "release")

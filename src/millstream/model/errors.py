@@ -32,10 +32,6 @@ class ValidationException(CommonError):
     code = "ValidationException"
 
 
-class InvalidParameterValueException(CommonError):
-    code = "InvalidParameterValueException"
-
-
 class SerializationException(CommonError):
     code = "SerializationException"
 

@@ -53,6 +53,7 @@ class Executor:
         self.by = by
         self.clock = clock
         self.limits = limits or lifecycle.Limits()
+        self.put_off = 0  # looks and verbs that failed, for the metrics
 
     def step(self, machine_id: str) -> None:
         """One step of a machine that this reconciler has claimed. Raises StoreError; a driver's errors are recorded."""
@@ -81,6 +82,7 @@ class Executor:
         except Exception as error:  # our bug: it is put off like any failure, so its owner reads of it and it ends
             log.exception("step", extra={"machine": machine.id, "owner": machine.owner})
             outcome.error = CapacityError(f"an internal error: {type(error).__name__}", code="reconcile.bug")
+        self.put_off += outcome.error is not None
         outcome.engine_s = time.perf_counter() - looked_at
         return outcome
 

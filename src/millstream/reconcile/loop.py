@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
@@ -56,6 +57,7 @@ class Reconciler:
         self._lock = threading.Lock()
         self._strangers: set[str] = set()
         self.released_strangers = 0
+        self.steps = 0
         self.last_sweep_s = 0.0
 
     # -- claiming ----------------------------------------------------------------------------------------------------
@@ -120,6 +122,7 @@ class Reconciler:
     def _work(self, machine_id: str) -> None:
         try:
             self.executor.step(machine_id)
+            self.steps += 1
         except StoreError as error:
             log.warning("store", extra={"code": error.code, "why": str(error), "machine": machine_id})
             self.stopping.wait(TICK_S)
@@ -173,7 +176,14 @@ class Reconciler:
 
         def work(tx: Tx) -> None:
             tx.run(
-                "set_health", role="reconcile", ok=health.ok, code=health.code, why=health.why, next=health.next, at=now
+                "set_health",
+                role="reconcile",
+                ok=health.ok,
+                code=health.code,
+                why=health.why,
+                next=health.next,
+                at=now,
+                figures=json.dumps(self.figures()),
             )
             if not health.ok:
                 return
@@ -193,6 +203,16 @@ class Reconciler:
                 tx.run("drop_base_image", name=name)
 
         self.store.write(work).result()
+
+    def figures(self) -> dict[str, float]:
+        """Metrics by name; the api shows them with its own."""
+        return {
+            "steps_total": self.steps,
+            "steps_failed_total": self.executor.put_off,
+            "strangers_released_total": self.released_strangers,
+            "sweep_cpu_seconds": round(self.last_sweep_s, 6),
+            "working": len(self._working),
+        }
 
     def sweep(self) -> None:
         """Hold what the driver has against what the rows know: wake what differs, release strangers seen twice."""

@@ -96,14 +96,14 @@ def describe_images(call: Call, request: aws.DescribeImagesRequest) -> aws.Descr
     asked_names, asked_arns = request.get("Names"), request.get("Arns")
     if asked_names and asked_arns:
         raise aws.InvalidParameterCombinationException("Names and Arns can't be given together: give one of them.")
-    kind = request.get("Type", "PUBLIC")
+    kind = request.get("Type")
     if asked_names or asked_arns:
         images = [_one(call, text, by_name) for text in dict.fromkeys(asked_names or [])]
         images += [_one(call, text, by_arn) for text in dict.fromkeys(asked_arns or [])]
-        return {"Images": [image for image in images if image["Visibility"] == kind]}
+        return {"Images": [image for image in images if kind in {None, image["Visibility"]}]}
     place = place_of(call, "DescribeImages", request.get("NextToken"))
     size = page_size(call, request.get("MaxResults"), PAGE_MAX)
-    if kind != "PUBLIC":
+    if kind not in {None, "PUBLIC"}:
         return {"Images": []}
     rows = [row for row in call.tx.all("base_images") if row["name"] > place]
     answer: aws.DescribeImagesResult = {"Images": [_document(call, row) for row in rows[:size]]}

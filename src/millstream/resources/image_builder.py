@@ -67,7 +67,6 @@ def create_image_builder(call: Call, request: aws.CreateImageBuilderRequest) -> 
         name=name,
         arn=arn,
         machine_id=spec.id,
-        instance_type=request["InstanceType"],
         asked=msgspec.json.encode(asked).decode(),
         json=document.encode_json("ImageBuilder", shown),
         cbor=document.encode_cbor("ImageBuilder", shown),
@@ -262,6 +261,7 @@ def update_image_builder(call: Call, request: aws.UpdateImageBuilderRequest) -> 
         asked.pop("AgentAccessConfig", None)
     if "AgentAccessConfig" in request:
         asked["AgentAccessConfig"] = _merged(asked.get("AgentAccessConfig", {}), request["AgentAccessConfig"])
+    _told(call, row, "UpdateImageBuilder")
     return {"ImageBuilder": image_builders.save(call.tx, builder_id, asked, row)}
 
 

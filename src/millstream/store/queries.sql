@@ -81,11 +81,11 @@ SELECT id, owner, wanted, state, due IS NOT NULL AS busy FROM machine WHERE id >
 SELECT state, count(*) FROM machine GROUP BY state;
 
 -- name: builder
-SELECT id, account, region, name, arn, machine_id, instance_type, asked FROM image_builder
+SELECT id, arn, machine_id, asked FROM image_builder
 WHERE account = :account AND region = :region AND name = :name;
 
 -- name: builder_of_machine
-SELECT id, account, region, name, arn, machine_id, instance_type, asked FROM image_builder
+SELECT id, arn, machine_id, asked FROM image_builder
 WHERE machine_id = :machine_id;
 
 -- name: builders_named
@@ -110,8 +110,8 @@ ORDER BY name LIMIT :most;
 SELECT count(*) FROM (SELECT 1 FROM image_builder WHERE account = :account AND region = :region LIMIT :most);
 
 -- name: add_builder
-INSERT INTO image_builder (account, region, name, arn, machine_id, instance_type, asked, json, cbor)
-VALUES (:account, :region, :name, :arn, :machine_id, :instance_type, :asked, :json, :cbor);
+INSERT INTO image_builder (account, region, name, arn, machine_id, asked, json, cbor)
+VALUES (:account, :region, :name, :arn, :machine_id, :asked, :json, :cbor);
 
 -- name: save_builder
 UPDATE image_builder SET asked = :asked, json = :json, cbor = :cbor WHERE id = :id;
@@ -206,12 +206,12 @@ DELETE FROM fault WHERE times <= 0;
 DELETE FROM fault WHERE :id IS NULL OR id = :id;
 
 -- name: set_health
-INSERT INTO health (role, ok, code, why, next, at) VALUES (:role, :ok, :code, :why, :next, :at)
+INSERT INTO health (role, ok, code, why, next, at, figures) VALUES (:role, :ok, :code, :why, :next, :at, :figures)
 ON CONFLICT (role) DO UPDATE SET ok = excluded.ok, code = excluded.code, why = excluded.why, next = excluded.next,
-    at = excluded.at;
+    at = excluded.at, figures = excluded.figures;
 
 -- name: health
-SELECT role, ok, code, why, next, at FROM health WHERE role = :role;
+SELECT role, ok, code, why, next, at, figures FROM health WHERE role = :role;
 
 -- name: builder_names
 -- For people: completion, and the nearest name to one that is misspelt.

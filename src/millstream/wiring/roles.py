@@ -17,7 +17,7 @@ from millstream.reconcile.health import of_service
 from millstream.reconcile.wake import WakeSocket
 from millstream.wiring.build import make_driver, make_service, open_store, ticket_keys
 from millstream.wiring.confine import confine
-from millstream.wiring.settings import Settings, address
+from millstream.wiring.settings import Settings, SettingsError, address
 
 if TYPE_CHECKING:
     import asyncio
@@ -38,7 +38,7 @@ def api(settings: Settings, ready: Callable[[], None]) -> None:
     from millstream.api.server import Door, Limits
     from millstream.api.throttle import Throttle
 
-    tls = _tls(settings)  # read while its files can be seen
+    tls = tls_context(settings)  # read while its files can be seen
     confine("api", settings)
     store = open_store(settings, role="api")
     wake = WakeSocket(run_folder(settings))
@@ -68,7 +68,7 @@ def edge(settings: Settings, ready: Callable[[], None]) -> None:
     from millstream.gateway.server import serve
     from millstream.gateway.session import EdgeSettings
 
-    tls = _tls(settings)
+    tls = tls_context(settings)
     confine("edge", settings)
     store = open_store(settings, role="edge")
     wake = WakeSocket(run_folder(settings))
@@ -175,14 +175,21 @@ def run_folder(settings: Settings) -> Any:
     return folder
 
 
-def _tls(settings: Settings) -> ssl.SSLContext | None:
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """The context that both addresses speak TLS with. Raises SettingsError for files that don't do."""
     if not settings.tls_certificate:
         return None
     import ssl
 
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(
+            f"{settings.tls_certificate} and {settings.tls_key} can't be used: {error}",
+            next_step="give a PEM certificate and its own key",
+        ) from error
     return context
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from millstream.wiring import logs
 from millstream.wiring.build import open_store, root_key, signing_keys
 from millstream.wiring.confine import let_go_of_files
-from millstream.wiring.roles import ROLES, run_folder
+from millstream.wiring.roles import ROLES, run_folder, tls_context
 from millstream.wiring.settings import Settings, SettingsError, address
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def serve(settings: Settings, *, ready: Callable[[], None] = lambda: None, adopt
     logs.set_up("serve", settings.log_format, settings.log_level)
     store = open_store(settings, role="serve", adopt=adopt)
     locks = [lock(settings, role) for role in ROLES]
+    tls_context(settings)  # said here in a sentence, and not by each role in a traceback
     for name in ADDRESSES.values():
         free(settings, name)
     root_key(store, settings.account)

@@ -48,7 +48,6 @@ CREATE TABLE image_builder (
     name TEXT NOT NULL,
     arn TEXT NOT NULL,
     machine_id TEXT NOT NULL UNIQUE REFERENCES machine (id),
-    instance_type TEXT NOT NULL,
     asked TEXT NOT NULL,
     json BLOB NOT NULL,
     cbor BLOB NOT NULL,
@@ -111,7 +110,8 @@ CREATE TABLE health (
     code TEXT NOT NULL,
     why TEXT NOT NULL,
     next TEXT NOT NULL,
-    at REAL NOT NULL
+    at REAL NOT NULL,
+    figures TEXT NOT NULL DEFAULT '{}' -- metrics of the role: name, number
 ) WITHOUT ROWID;
 
 -- Who looks at a machine's desktop, as the edge last said.
