@@ -114,14 +114,21 @@ class Progress:
         return seconds(self._clock() - self._since) + usual
 
     def _draw(self) -> None:
-        import shutil
-
-        width = shutil.get_terminal_size((80, 24)).columns - 1
+        so_far = f"  {self._so_far()}"
         line = f"  {self._name:<12} {self._text}".rstrip()
-        self._stream.write(f"\r\x1b[K{f'{line:<60}  {self._so_far()}'[:width]}")
+        room = _columns(self._stream) - 1 - len(so_far)  # a long text is cut, never the time
+        self._stream.write(f"\r\x1b[K{f'{line:<60}'[: max(room, 0)]}{so_far}")
         self._stream.flush()
 
     def _say(self, line: str) -> None:
         if not self._quiet:
             self._stream.write(line + "\n")
             self._stream.flush()
+
+
+def _columns(stream: TextIO) -> int:
+    """The width of the terminal that `stream` is; 80 where it does not say."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
