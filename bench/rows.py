@@ -47,8 +47,8 @@ def fill(folder: Path, builders: int, *, simulated: bool = False) -> tuple[Key, 
         _machines(builders),
     )
     connection.executemany(
-        "INSERT INTO image_builder (account, region, name, arn, machine_id, instance_type, asked, json, cbor) "
-        "VALUES (?, ?, ?, ?, ?, 'stream.standard.medium', ?, ?, ?)",
+        "INSERT INTO image_builder (account, region, name, arn, machine_id, asked, json, cbor) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         _builders(builders),
     )
     connection.execute("COMMIT")
