@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
-
 from bench.rows import ACCOUNT, REGION, fill
+
 from millstream.store.store import Store
 
 if TYPE_CHECKING:
