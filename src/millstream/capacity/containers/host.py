@@ -30,6 +30,7 @@ TOOLS: Final = {  # the program that is looked for, and its Debian package
     "newuidmap": "uidmap",
     "mmdebstrap": "mmdebstrap",
     "unshare": "util-linux",
+    "mount": "mount",
 }
 
 
