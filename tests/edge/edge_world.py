@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from tests.ports import free_port
+
 from millstream.capacity.driver import CapacityError
 from millstream.gateway.session import EdgeSettings, Target
 from millstream.model import ticket as t
@@ -39,12 +41,6 @@ def wait_until(look: Callable[[], T], limit_s: float = 10.0, what: str = "") -> 
             return found
         assert time.monotonic() < end, f"not within {limit_s} s: {what or look}"
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def new_id() -> str:

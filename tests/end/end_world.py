@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,17 +17,11 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
+from tests.ports import free_port
 
 MILLSTREAM = str(Path(sys.executable).parent / "millstream")
 AWS = str(Path(sys.executable).parent / "aws")
 READY_LIMIT_S = 180.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass

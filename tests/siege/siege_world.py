@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import cbor2
 from tests.door.ways import Caller, Wire
+from tests.ports import free_port
 
 T = TypeVar("T")
 TARGET = "PhotonAdminProxyService"
@@ -36,12 +37,6 @@ def wait_until(look: Callable[[], T], limit_s: float = 15.0, what: object = "") 
             return found
         assert time.monotonic() < end, f"not within {limit_s} s: {what or look}"
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.siege.siege_world import ROLES, Service, free_port, service, wait_until
+from tests.ports import free_port
+from tests.siege.siege_world import ROLES, Service, service, wait_until
 
 from millstream.wiring import confine
 from millstream.wiring.settings import Settings
