@@ -32,8 +32,8 @@ RELEASE: Final = "bookworm"
 SUITES: Final = (RELEASE, f"{RELEASE}-updates", f"{RELEASE}-security")
 KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 PUBLIC_SOURCES: Final = (  # for hosts that aren't Debian
-    ("http://ftp.debian.org/debian", f"{RELEASE} {RELEASE}-updates"),
-    ("http://security.debian.org/debian-security", f"{RELEASE}-security"),
+    ("http://deb.debian.org/debian", f"{RELEASE} {RELEASE}-updates"),
+    ("http://deb.debian.org/debian-security", f"{RELEASE}-security"),
 )
 PERSON_UID: Final = 1000  # ImageBuilderAdmin
 ENGINE_UID: Final = 980  # Xvnc; a uid of its own, so that the person's programs can't signal it
